@@ -1,0 +1,155 @@
+"""``python -m launcher.score FEATURES.npz --metric euclidean|cosine --out FILE.json``: exact scores of any features.
+
+One plain process, or several ranks (``deepspeed --module launcher.score …``, srun), each with its part of the gallery.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmreid.command import Parser, run
+from vmreid.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vmreid.evaluation.protocol import QueryRanks
+    from vmreid.evaluation.ranking import Features
+
+SIDES = ("query", "gallery")
+RANKS_UP_TO = 100  # queries; with more, the ranks of all positives would swell the file
+
+
+def main(words: Sequence[str]) -> None:
+    """All ranks. Score the features of one file and let rank 0 write the result."""
+    parser = Parser(prog="python -m launcher.score", description="Exact re-ID metric (Market-1501 protocol) of features.")
+    parser.add_argument(
+        "features",
+        type=Path,
+        metavar="FEATURES.npz",
+        help="query_features [n, F], query_pids [n], query_camids [n], and the same three of gallery",
+    )
+    parser.add_argument("--metric", required=True, choices=("euclidean", "cosine"), help="distance, in float64")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE.json", help="where to write the scores")
+    options = parser.parse_args(words)
+
+    import torch
+
+    from vmreid.distributed import place_from_environment, start_process_group, stop_process_group
+    from vmreid.evaluation.protocol import summarise
+    from vmreid.evaluation.ranking import rank_queries
+
+    place = place_from_environment()
+    if place.rank == 0:
+        _check_out(options.out, options.features)
+        query, gallery = _load(options.features)
+    start_process_group(place)
+    if place.rank:
+        query, gallery = _load(options.features)
+    index = torch.arange(len(gallery)).tensor_split(place.world)[place.rank]
+    ranks = rank_queries(query, gallery[index], index, options.metric)
+    scores = summarise(ranks)
+    if place.rank == 0:
+        _write(options.out, {"metric": options.metric, **scores, "per_query": _per_query(ranks)})
+        print(
+            f"mAP {scores['mAP']:.4f}  mINP {scores['mINP']:.4f}  rank1 {scores['rank1']:.4f}  "
+            f"rank5 {scores['rank5']:.4f}  rank10 {scores['rank10']:.4f}  ({options.metric}, "
+            f"{scores['queries']} queries, {scores['invalid_queries']} of them invalid, {scores['gallery']} gallery "
+            f"items) → {options.out}"
+        )
+    stop_process_group()
+
+
+def _load(path: Path) -> tuple[Features, Features]:
+    """Query and gallery of the file, on the CPU.
+
+    Raises:
+        UserError: if the file is missing or no npz, or lacks a key, or an array has the wrong type or shape.
+    """
+    import numpy as np
+    import torch
+
+    from vmreid.evaluation.ranking import Features
+
+    wanted = [f"{side}_{what}" for side in SIDES for what in ("features", "pids", "camids")]
+    if not path.is_file():
+        raise UserError(f"{path} is no file; give the npz file that holds the features")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if missing := [name for name in wanted if name not in archive]:
+                raise UserError(f"{path} lacks {', '.join(missing)}; it must hold {', '.join(wanted)}")
+            arrays = {name: archive[name] for name in wanted}
+    except (PermissionError, UserError):
+        raise
+    except Exception as error:  # numpy, zipfile and zlib each have their own for a broken file
+        raise UserError(f"{path} cannot be read as an npz file of plain arrays ({error}); write it by numpy.savez") from error
+
+    sides = []
+    for side in SIDES:
+        features, pids, camids = (arrays[f"{side}_{what}"] for what in ("features", "pids", "camids"))
+        _check_features(path, f"{side}_features", features)
+        for name, ids in ((f"{side}_pids", pids), (f"{side}_camids", camids)):
+            _check_ids(path, name, ids, len(features))
+        wide = features.astype(np.float64 if features.dtype.itemsize == 8 else np.float32)
+        ids = (torch.from_numpy(ids.astype(np.int64)) for ids in (pids, camids))
+        sides.append(Features(torch.from_numpy(wide), *ids))
+    return sides[0], sides[1]
+
+
+def _check_features(path: Path, name: str, array: np.ndarray[Any, Any]) -> None:
+    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
+        raise UserError(f"{path}: {name} is {array.dtype}; it must be float16, float32 or float64")
+    if array.ndim != 2:
+        raise UserError(f"{path}: {name} has shape {array.shape}; it must be [n, F], one row a picture")
+
+
+def _check_ids(path: Path, name: str, array: np.ndarray[Any, Any], rows: int) -> None:
+    if array.dtype.kind not in "iu" or array.dtype.str[1:] == "u8":
+        raise UserError(f"{path}: {name} is {array.dtype}; it must be an integer type that fits into int64")
+    if array.shape != (rows,):
+        raise UserError(f"{path}: {name} has shape {array.shape}; it must be ({rows},), one id for each feature row")
+
+
+def _check_out(out: Path, features: Path) -> None:
+    """Find out before the work whether the result can be written."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; give the name of a JSON file")
+    if out.exists() and features.exists() and out.samefile(features):
+        raise UserError(f"--out {out} is the features file itself; give another name")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"--out {out}: the folder {out.parent} cannot be written; choose another place")
+
+
+def _per_query(ranks: QueryRanks) -> dict[str, list[Any]]:
+    """Scores of each query, None where it is invalid."""
+    scores: dict[str, list[Any]] = {
+        "ap": [None if math.isnan(ap) else ap for ap in ranks.ap],
+        "inp": [None if math.isnan(inp) else inp for inp in ranks.inp],
+        "first_rank": [first or None for first in ranks.first_rank],
+    }
+    if len(ranks.ranks) <= RANKS_UP_TO:
+        scores["ranks"] = [positives or None for positives in ranks.ranks]
+    return scores
+
+
+def _write(out: Path, scores: dict[str, Any]) -> None:
+    """Write whole or not at all."""
+    draft = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_text(json.dumps(scores, allow_nan=False) + "\n")
+        draft.replace(out)
+    except OSError as error:  # a full disk does not name the file
+        raise OSError(error.errno, error.strerror, str(out)) from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,132 @@
+"""``python -m launcher.train --out RUN``: train a backbone on a shard folder with DeepSpeed, log to MLflow, resume."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmreid.command import Parser, run
+
+if TYPE_CHECKING:
+    from vmreid.engine.prepare import Plan
+    from vmreid.engine.trainer import Trainer
+    from vmreid.recipes import Recipe
+    from vmreid.tracking import MlflowRun
+
+FLAGS = {
+    "--backbone": "model.backbone",
+    "--data": "data.shards",
+    "--deepspeed_config": "deepspeed_config",
+    "--lr": "optim.lr",
+    "--batch_size": "train.batch_size",
+    "--epochs": "train.epochs",
+}
+
+
+def main(words: Sequence[str]) -> None:
+    """All ranks."""
+    parser = Parser(prog="python -m launcher.train", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument("--recipe", default="note", help="name (note, demo) or YAML file; default: note")
+    for flag, key in FLAGS.items():
+        parser.add_argument(flag, help=f"{key} of the recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="any other value of the recipe")
+    parser.add_argument("--resume", choices=["auto"], help="go on from RUN's newest checkpoint, or begin where there is none")
+    given = parser.parse_args(words)
+
+    from vmreid.distributed import from_rank_0, place_from_environment, start_process_group, stop_process_group
+    from vmreid.engine.trainer import Trainer
+
+    place = place_from_environment()
+    plan, tracker = None, None
+    if place.rank == 0:
+        plan, tracker = _prepare(given, place.world)
+    try:
+        start_process_group(place)
+        plan = from_rank_0(plan)
+        trainer = Trainer(plan, place)
+        if place.rank == 0:
+            print(trainer.description(), flush=True)
+            if tracker:
+                _describe(tracker, plan, trainer, words)
+        trainer.train(tracker)
+    except BaseException:
+        if tracker:
+            tracker.close(finished=False)
+        raise
+    if tracker:
+        tracker.log_artifact(plan.folder.log_file)
+        tracker.close(finished=True)
+    stop_process_group()
+    if place.rank == 0:
+        print(f"{plan.folder.latest()}\nevaluate it: python -m launcher.evaluate --run {plan.folder.path}")
+
+
+def _prepare(given: object, world: int) -> tuple[Plan, MlflowRun]:
+    """Rank 0. Check everything, write the synthetic set where no data is named, open the MLflow run."""
+    import torch
+
+    from vmreid.engine.prepare import prepare
+    from vmreid.models.registry import check_backbone
+    from vmreid.recipes import load_recipe
+    from vmreid.tracking import MlflowRun
+
+    values = vars(given)
+    flags = {key: (flag, values[flag[2:]]) for flag, key in FLAGS.items() if values[flag[2:]] is not None}
+    recipe = load_recipe(values["recipe"], flags, values["set"])
+    check_backbone(recipe.model)
+    out: Path = values["out"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plan = prepare(recipe, values["recipe"], out, _data(recipe, out), values["resume"] == "auto", world, device)
+    return plan, MlflowRun(plan.folder, f"{recipe.model.backbone} {out.name}")
+
+
+def _data(recipe: Recipe, out: Path) -> Path:
+    """The recipe's shards, or the synthetic set, written beside the run where it is not there yet."""
+    if recipe.data.shards is not None:
+        return Path(recipe.data.shards)
+    from shards.sources import synthetic
+    from shards.writer import write_shards
+
+    settings = recipe.synthetic.model_dump()
+    folder = out.parent / ("synthetic-" + "-".join(str(value) for value in settings.values()))
+    if not (folder / "manifest.json").is_file():
+        print(f"no --data: rendering the synthetic set into {folder}", flush=True)
+        write_shards(synthetic(**settings), folder, {"name": "synthetic", **settings})
+    return folder
+
+
+def _describe(tracker: MlflowRun, plan: Plan, trainer: Trainer, words: Sequence[str]) -> None:
+    from vmreid.engine.deepspeed_config import precision_name, zero_stage
+    from vmreid.engine.prepare import flat
+    from vmreid.precision import computes_bf16
+    from vmreid.versions import versions
+
+    recipe = flat(plan.recipe.model_dump())
+    tracker.log_parameters(
+        {
+            **{key: value for key, value in recipe.items() if value is not None},
+            "deepspeed.stage": zero_stage(plan.deepspeed),
+            "deepspeed.precision": precision_name(plan.deepspeed, computes_bf16(trainer.place.device)),
+            **{f"deepspeed.{key}": value for key, value in flat(plan.deepspeed).items()},
+            "data.digest": plan.manifest.digest,
+            "weights": trainer.weights_report,
+            "world": trainer.place.world,
+            "device": str(trainer.place.device),
+            **{f"version.{key}": value for key, value in versions().items()},
+        }
+    )
+    tracker.set_tags(
+        {
+            "command": shlex.join(["python", "-m", "launcher.train", *words]),
+            "run_folder": str(plan.folder.path.resolve()),
+        }
+    )
+    for path in (plan.folder.recipe_file, plan.folder.deepspeed_file):
+        tracker.log_artifact(path)
+
+
+if __name__ == "__main__":
+    run(main)

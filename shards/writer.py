@@ -1,0 +1,85 @@
+"""Pictures to identity-major tar shards with index and manifest. The same pictures give the same bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import tarfile
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import webdataset as wds
+
+from shards.sources import Picture, Splits
+from vmreid.data.manifest import FORMAT_VERSION, INDEX_DTYPE, Manifest, Shard, Split, digest_of, sha256_of
+from vmreid.errors import UserError
+from vmreid.progress import Reporter
+
+PICTURES_PER_SHARD = 4096
+SHARDS_WANTED = 16  # small sets still give every rank and worker a shard
+
+
+def write_shards(splits: Splits, out: Path, source: dict[str, str | int | float | None]) -> Manifest:
+    """Write all ``splits`` into the new or empty folder ``out``.
+
+    The manifest comes last, so that a folder without one is not a set. What an interrupted or failed call leaves is
+    removed. Raises UserError where ``out`` is in use.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not an empty folder; give a new --out, or remove it first")
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with Reporter("writing pictures", sum(map(len, splits.values()))) as progress:
+            written = {name: _write_split(name, pictures, out, progress) for name, pictures in splits.items()}
+        manifest = Manifest(format_version=FORMAT_VERSION, source=source, splits=written, digest=digest_of(written))
+        (out / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in out.iterdir():
+                path.unlink()
+            out.rmdir()
+        raise
+    return manifest
+
+
+def _write_split(split: str, pictures: list[Picture], out: Path, progress: Reporter) -> Split:
+    pictures = sorted(pictures, key=lambda picture: picture.pid)  # stable: a source's order holds within an identity
+    shards: list[Shard] = []
+    rows: list[tuple[int, ...]] = []
+    for number, part in enumerate(_whole_identities(pictures)):
+        path = out / f"{split}-{number:06d}.tar"
+        with path.open("wb") as file, wds.TarWriter(file, mtime=0, user="vmreid", group="vmreid") as tar:
+            for row, picture in enumerate(part, start=len(rows)):
+                fields = {"pid": picture.pid, "camid": picture.camid, "name": picture.name}
+                tar.write({"__key__": f"{row:08d}", "jpg": picture.read(), "json": json.dumps(fields).encode()})
+                progress.advance(picture.name)
+        with tarfile.open(path) as written:
+            ranges = [(member.offset_data, member.size) for member in written if member.name.endswith(".jpg")]
+        rows += [(item.pid, item.camid, number, *place) for item, place in zip(part, ranges, strict=True)]
+        shards.append(Shard(name=path.name, size=path.stat().st_size, sha256=sha256_of(path), pictures=len(part)))
+    index = out / f"{split}.index.npy"
+    np.save(index, np.array(rows, dtype=INDEX_DTYPE))
+    return Split(
+        pictures=len(pictures),
+        identities=len({picture.pid for picture in pictures}),
+        cameras=sorted({picture.camid for picture in pictures}),
+        shards=shards,
+        index=index.name,
+        index_sha256=sha256_of(index),
+    )
+
+
+def _whole_identities(pictures: list[Picture]) -> Iterator[list[Picture]]:
+    """Cut into shards at identity borders, so that an identity is one byte range."""
+    size = min(PICTURES_PER_SHARD, math.ceil(len(pictures) / SHARDS_WANTED))
+    part: list[Picture] = []
+    for _, group in groupby(pictures, key=lambda picture: picture.pid):
+        part += group
+        if len(part) >= size:
+            yield part
+            part = []
+    if part:
+        yield part

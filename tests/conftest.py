@@ -1,0 +1,39 @@
+"""What all tests share: the pool of gloo ranks, and the reasons to skip."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pool import Pool
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Pool]:
+    """``ranks.run(world, function, *args)``: results of the function on 1, 2 or 3 gloo ranks, in rank order."""
+    pool = Pool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of larger test data that does not come with the repository."""
+    folder = os.environ.get("VMREID_TEST_DATA")
+    if not folder:
+        pytest.skip("VMREID_TEST_DATA names no folder of test data")
+    return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked ``gpu`` where there is no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

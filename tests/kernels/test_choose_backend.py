@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from vmreid.errors import UserError
+from vmreid.kernels import choose_backend, mamba_ssm_scan, selective_scan
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+SCAN = """
+import mamba_ssm.ops
+def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
+    assert delta_softplus and z is None
+    assert {A.dtype, D.dtype, delta_bias.dtype} == {__import__("torch").float32}
+    assert {delta.dtype, B.dtype, C.dtype} == {u.dtype}
+    return u + 1
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of importable modules on a machine that claims to have CUDA; every import is forgotten afterwards."""
+
+    def forget() -> None:
+        mamba_ssm_scan.probe.cache_clear()
+        mamba_ssm_scan._import_scan.cache_clear()
+        for name in list(sys.modules):
+            if name.partition(".")[0] in ("mamba_ssm", "selective_scan_cuda"):
+                del sys.modules[name]
+
+    forget()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    forget()
+
+
+def install_mamba_ssm(site: Path, extension: str) -> None:
+    (site / "mamba_ssm/ops").mkdir(parents=True)
+    (site / "mamba_ssm/__init__.py").write_text("raise RuntimeError('the heavy package was imported')")
+    (site / "mamba_ssm/ops/__init__.py").write_text("")
+    (site / "mamba_ssm/ops/selective_scan_interface.py").write_text(SCAN)
+    (site / "selective_scan_cuda.py").write_text(extension)
+
+
+def test_auto_takes_torch_on_the_cpu_and_says_why() -> None:
+    name, why = choose_backend("auto", CPU)
+    assert name == "torch"
+    assert "CUDA" in why
+    assert "\n" not in why
+
+
+@pytest.mark.parametrize("name", ["reference", "torch"])
+def test_a_backend_asked_for_by_name_is_taken(name: str) -> None:
+    assert choose_backend(name, CPU) == (name, f"{name}: asked for by name")
+
+
+def test_an_unknown_backend_is_an_error_with_the_list_and_the_nearest_name() -> None:
+    with pytest.raises(UserError, match=r"'mamba_sm'.*did you mean 'mamba_ssm'.*auto, reference, torch, mamba_ssm"):
+        choose_backend("mamba_sm", CPU)
+    with pytest.raises(UserError, match=r"'xyz' is unknown: Choose one of auto"):
+        choose_backend("xyz", CPU)
+
+
+def test_mamba_ssm_on_the_cpu_is_an_error_with_the_installing_line() -> None:
+    with pytest.raises(UserError, match=r"device is cpu.*pip install -e '\.\[cuda\]'"):
+        choose_backend("mamba_ssm", CPU)
+
+
+def test_mamba_ssm_not_installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(site)])  # hides a real one
+    name, why = choose_backend("auto", CUDA)
+    assert name == "torch"
+    assert "mamba_ssm is not installed" in why
+    assert "pip install -e '.[cuda]'" in why
+    with pytest.raises(UserError, match=r"mamba_ssm is not installed.*pip install -e '\.\[cuda\]'"):
+        choose_backend("mamba_ssm", CUDA)
+    assert "mamba_ssm" not in sys.modules
+
+
+def test_mamba_ssm_with_a_broken_extension_is_reported_and_leaves_no_module_behind(site: Path) -> None:
+    install_mamba_ssm(site, extension="raise ImportError('undefined symbol:\\n _ZN2at')")
+    name, why = choose_backend("auto", CUDA)
+    assert name == "torch"
+    assert "undefined symbol: _ZN2at" in why
+    assert not [module for module in sys.modules if module.partition(".")[0] == "mamba_ssm"]
+
+
+def test_mamba_ssm_is_imported_without_its_heavy_package_and_gets_the_dtypes_it_wants(site: Path) -> None:
+    install_mamba_ssm(site, extension="")
+    assert choose_backend("auto", CUDA)[0] == "mamba_ssm"
+    assert choose_backend("mamba_ssm", CUDA)[0] == "mamba_ssm"
+    u = torch.zeros(1, 2, 3, dtype=torch.bfloat16)
+    token, weight = torch.zeros(1, 1, 4, 3), torch.zeros(2, 4, dtype=torch.bfloat16)
+    y = selective_scan(u, u.float(), weight, token, token, weight[:, 0], weight[:, 0], backend="mamba_ssm")
+    assert torch.equal(y, u + 1)

@@ -1,0 +1,326 @@
+"""``launcher.score``: its file, its refusals, and the same result on several ranks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pool import Pool
+
+from launcher import score
+from vmreid import command
+from vmreid.command import Parser, run
+from vmreid.distributed import rank, sum_over_ranks
+from vmreid.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+METRICS = {"euclidean": "sqeuclidean", "cosine": "cosine"}
+CASES = (
+    "01_normal",
+    "02_heavy_ties",
+    "03_duplicates",
+    "04_junk",
+    "05_all_same_camera",
+    "06_one_query",
+    "07_small_gallery",
+    "08_nan_feature",
+    "09_many_cameras",
+    "10_absent_ids",
+    "11_big",
+    "12_large_offset",
+)
+
+
+def small_case(seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
+    """A few queries and gallery items of six identities and three cameras."""
+    random = np.random.default_rng(seed)
+    case: dict[str, np.ndarray[Any, Any]] = {}
+    for side, number in (("query", 7), ("gallery", 40)):
+        case[f"{side}_features"] = random.standard_normal((number, 5)).astype(np.float16)
+        case[f"{side}_pids"] = random.integers(-1, 6, number)
+        case[f"{side}_camids"] = random.integers(0, 3, number)
+    return case
+
+
+def write(folder: Path, case: dict[str, Any]) -> Path:
+    path = folder / "features.npz"
+    np.savez(path, **case)
+    return path
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]:
+    """Run the command in this process: status, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["score.py", *map(str, words)])
+    with pytest.raises(SystemExit) as ending:
+        run(score.main)
+    output = capsys.readouterr()
+    code = ending.value.code
+    assert isinstance(code, int)
+    return code, output.out, output.err
+
+
+def fail_on_rank_1() -> None:
+    """On a rank of the pool: the others wait for what never comes."""
+    if rank() == 1:
+        raise ValueError("only rank 1")
+    sum_over_ranks(torch.zeros(1))
+
+
+def test_the_pool_raises_the_first_cause(ranks: Pool) -> None:
+    with pytest.raises(ValueError, match="only rank 1"):
+        ranks.run(3, fail_on_rank_1)
+    assert ranks.run(2, rank) == [0, 1]
+
+
+def score_on_ranks(words: Sequence[str]) -> str:
+    """On a rank of the pool."""
+    try:
+        score.main(words)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_writes_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    features, out = write(tmp_path, small_case()), tmp_path / "scores.json"
+    status, said, complaint = call(monkeypatch, capsys, "--local_rank=0", features, "--metric", "cosine", "--out", out)
+    assert (status, complaint) == (0, "")
+    assert said.count("\n") == 1
+    scores = json.loads(out.read_text())
+    assert set(scores) == {
+        *("metric", "mAP", "mINP", "rank1", "rank5", "rank10", "cmc"),
+        *("queries", "invalid_queries", "gallery", "per_query"),
+    }
+    assert (scores["metric"], scores["queries"], scores["gallery"], len(scores["cmc"])) == ("cosine", 7, 40, 50)
+    assert set(scores["per_query"]) == {"ap", "inp", "first_rank", "ranks"}
+    assert scores["invalid_queries"] > 0
+    assert all(values.count(None) == scores["invalid_queries"] for values in scores["per_query"].values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npz", "scores.json"]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_ranks_write_the_same_file(ranks: Pool, tmp_path: Path, metric: str) -> None:
+    features = write(tmp_path, small_case(1))
+    texts = set()
+    for world in (1, 2, 3):
+        out = tmp_path / f"{world}.json"
+        assert ranks.run(world, score_on_ranks, [str(features), "--metric", metric, "--out", str(out)]) == [""] * world
+        texts.add(out.read_text())
+    assert len(texts) == 1
+
+
+def check_case(scores: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert scores["queries"] == expected["num_queries"]
+    assert scores["queries"] - scores["invalid_queries"] == expected["num_valid_queries"]
+    for key in ("mAP", "mINP", "cmc"):
+        assert scores[key] == pytest.approx(expected[key], abs=1e-9)
+    if "per_query" in expected:
+        assert scores["per_query"]["first_rank"] == expected["per_query"]["first_rank"]
+        for key in ("ap", "inp"):
+            found, wanted = scores["per_query"][key], expected["per_query"][key]
+            assert [value is None for value in found] == [value is None for value in wanted]
+            assert [value or 0 for value in found] == pytest.approx([value or 0 for value in wanted], abs=1e-12)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("case", CASES)
+def test_protocol_cases(test_data: Path, ranks: Pool, tmp_path: Path, case: str, metric: str, world: int) -> None:
+    folder, out = test_data / "metric-cases", tmp_path / "scores.json"
+    expected = json.loads((folder / f"{case}.expected.json").read_text())[METRICS[metric]]
+    words = [str(folder / f"{case}.npz"), "--metric", metric, "--out", str(out)]
+    lines = ranks.run(world, score_on_ranks, words)
+    if "error" in expected:
+        assert len(set(lines)) == 1
+        assert expected["error"] in lines[0]
+        assert not out.exists()
+    else:
+        assert lines == [""] * world
+        check_case(json.loads(out.read_text()), expected)
+
+
+def without(case: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in case.items() if key != name}
+
+
+def with_nan(case: dict[str, Any]) -> dict[str, Any]:
+    case["gallery_features"][7, 2] = np.nan
+    return case
+
+
+WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "a missing key": (lambda case: without(case, "query_camids"), "lacks query_camids"),
+    "one camera": (
+        lambda case: {**case, "query_camids": np.full(7, 9), "gallery_camids": np.full(40, 9)},
+        "camids of both",
+    ),
+    "one id for all": (lambda case: {**case, "gallery_camids": 9}, "must be (40,)"),
+    "no positive": (lambda case: {**case, "query_pids": np.full(7, 99)}, "no valid query among 7"),
+    "no query": (lambda case: {k: v[:0] if k.startswith("query") else v for k, v in case.items()}, "no valid query"),
+    "no gallery": (lambda case: {k: v[:0] if k.startswith("gall") else v for k, v in case.items()}, "no valid query"),
+    "not finite": (with_nan, "gallery row 7"),
+    "flat features": (lambda case: {**case, "query_features": np.ones(7, np.float32)}, "must be [n, F]"),
+    "integer features": (lambda case: {**case, "query_features": np.ones((7, 5), int)}, "must be float16"),
+    "other width": (lambda case: {**case, "query_features": np.ones((7, 4), np.float32)}, "4 columns"),
+    "short ids": (lambda case: {**case, "gallery_pids": case["gallery_pids"][1:]}, "must be (40,)"),
+    "float ids": (lambda case: {**case, "gallery_pids": case["gallery_pids"] * 1.0}, "integer"),
+    "wide ids": (lambda case: {**case, "gallery_pids": case["gallery_pids"].astype(np.uint64)}, "fits into int64"),
+    "objects": (lambda case: {**case, "gallery_pids": np.array([{}] * 40)}, "cannot be read as an npz file"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_refuses_wrong_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    change, words = WRONG[name]
+    features, out = write(tmp_path, change(small_case())), tmp_path / "scores.json"
+    status, said, complaint = call(monkeypatch, capsys, features, "--metric", "euclidean", "--out", out)
+    assert (status, said, out.exists()) == (2, "", False)
+    assert complaint.startswith("error: ")
+    assert complaint.count("\n") == 1
+    assert words in complaint
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", None], ids=["empty", "text", "cut"])
+def test_refuses_a_broken_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: bytes | None
+) -> None:
+    features, out = write(tmp_path, small_case()), tmp_path / "scores.json"
+    features.write_bytes(features.read_bytes()[:700] if content is None else content)
+    status, _, complaint = call(monkeypatch, capsys, features, "--metric", "euclidean", "--out", out)
+    assert (status, complaint.count("\n"), out.exists()) == (2, 1, False)
+    assert "cannot be read as an npz file" in complaint
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--metric", "hamming", "--out", "x.json"], "invalid choice: 'hamming'"),
+        (["--metrc", "cosine", "--out", "x.json"], "unknown option --metrc, did you mean --metric?"),
+        (["--metric", "cosine", "--out", "missing/x.json"], "no folder missing; make it first"),
+        (["--metric", "cosine", "--out", "."], "--out . is a folder"),
+        (["--metric", "cosine", "--out", "features.npz"], "is the features file itself"),
+        (["--metric", "cosine"], "required: --out"),
+    ],
+)
+def test_refuses_wrong_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], line: str
+) -> None:
+    write(tmp_path, small_case())
+    monkeypatch.chdir(tmp_path)
+    status, said, complaint = call(monkeypatch, capsys, "features.npz", *words)
+    assert (status, said, complaint.count("\n")) == (2, "", 1)
+    assert line in complaint
+    assert [path.name for path in tmp_path.iterdir()] == ["features.npz"]
+
+
+def test_as_a_command(tmp_path: Path) -> None:
+    """A plain process: scores, then an error in one line."""
+    features, out = write(tmp_path, small_case()), tmp_path / "scores.json"
+    command = [sys.executable, "-m", "launcher.score", str(features), "--metric", "cosine", "--out"]
+    good = subprocess.run([*command, str(out)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert out.exists()
+    bad = subprocess.run([*command, str(features)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)
+
+
+def test_ranks_tell_an_error_once(tmp_path: Path) -> None:
+    """Two processes over a port that both refuse a gallery row."""
+    features, out = write(tmp_path, with_nan(small_case())), tmp_path / "scores.json"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "launcher.score", str(features), "--metric", "cosine", "--out", str(out)],
+            cwd=ROOT,
+            env={**os.environ, **rendezvous, "RANK": str(number), "LOCAL_RANK": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    said, complaints = ("".join(texts) for texts in zip(*outputs, strict=True))
+    lines = [line for line in complaints.splitlines() if "error: " in line]
+    assert (said, len(lines), out.exists()) == ("", 1, False)
+
+
+def ending(monkeypatch: pytest.MonkeyPatch, error: BaseException, *words: str, number: str = "0") -> int:
+    """Status of a command that raises."""
+
+    def main(_: Sequence[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    monkeypatch.setattr(command, "SECONDS_FOR_THE_FIRST", 0.0)
+    monkeypatch.setenv("RANK", number)
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("two\nlines"), 2, "error: two lines\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/d/f"),
+            2,
+            "error: /d/f: No space left on device; free some",
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "/d"), 2, "error: /d: Read-only file system; choose a place"),
+        (PermissionError(errno.EACCES, "Permission denied", "/d"), 2, "error: /d: Permission denied; change its"),
+    ],
+)
+def test_endings_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    line: str,
+) -> None:
+    assert ending(monkeypatch, error) == status
+    complaint = capsys.readouterr().err
+    assert complaint.startswith(line)
+    assert complaint.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ending(monkeypatch, UserError("wrong"), "--debug") == 2
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("Traceback")
+    assert complaint.endswith("error: wrong\n")
+
+
+def test_a_fault_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ending(monkeypatch, ZeroDivisionError("ours")) == 1
+    complaint = capsys.readouterr().err
+    assert "Traceback" in complaint
+    assert "ZeroDivisionError: ours" in complaint
+
+
+def test_wrong_arguments_are_told_by_rank_0_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError) as usage:
+        Parser(prog="command").parse_args(["--nothing"])
+    assert ending(monkeypatch, usage.value, number="1") == 2
+    assert capsys.readouterr().err == ""
+    assert ending(monkeypatch, UserError("this node only"), number="1") == 2
+    assert capsys.readouterr().err == "[rank 1] error: this node only\n"

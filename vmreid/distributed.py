@@ -1,0 +1,128 @@
+"""Ranks: who am I, how many are we, and the few collectives that the project uses.
+
+Works under the ``deepspeed`` and ``torchrun`` launchers (RANK, WORLD_SIZE, ...), under ``srun`` with one task a rank
+(SLURM_PROCID, SLURM_NTASKS, ...), and as one plain process without any of them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+
+from vmreid.errors import UserError
+
+T = TypeVar("T")
+TIMEOUT = datetime.timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands: ``rank`` of ``world`` ranks, ``local_rank`` on its node."""
+
+    rank: int
+    world: int
+    local_rank: int
+
+    @property
+    def device(self) -> torch.device:
+        """The accelerator of this rank, or the CPU where there is none."""
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def place_from_environment() -> Place:
+    """Read rank, world size and local rank from the launcher's environment, else from Slurm's, else one process.
+
+    Sets RANK, WORLD_SIZE and LOCAL_RANK, which DeepSpeed reads too.
+    """
+    environment = os.environ
+    slurm = "RANK" not in environment and "SLURM_STEP_ID" in environment
+    for name, slurm_name, alone in (
+        ("RANK", "SLURM_PROCID", "0"),
+        ("WORLD_SIZE", "SLURM_NTASKS", "1"),
+        ("LOCAL_RANK", "SLURM_LOCALID", "0"),
+    ):
+        environment.setdefault(name, environment[slurm_name] if slurm else alone)
+    place = Place(*(int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+    expected = environment.get("EXPECT_WORLD_SIZE")
+    if expected and int(expected) != place.world:
+        raise UserError(
+            f"{place.world} ranks started, EXPECT_WORLD_SIZE is {expected}; see why the launcher lost nodes (a missing "
+            "hostfile makes it go on alone), or unset EXPECT_WORLD_SIZE"
+        )
+    return place
+
+
+def start_process_group(place: Place) -> None:
+    """All ranks. Join the default group (NCCL for tensors on GPUs, gloo for those on the CPU); no-op if joined."""
+    if dist.is_initialized():
+        return
+    if place.device.type == "cuda":
+        torch.cuda.set_device(place.device)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _ranks_on_this_node(place)))
+    backend = "cpu:gloo,cuda:nccl" if place.device.type == "cuda" else "gloo"
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, rank=place.rank, world_size=place.world, timeout=TIMEOUT)
+    else:  # one plain process: a store of its own, so that no port is taken
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+
+
+def _ranks_on_this_node(place: Place) -> int:
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):  # torchrun, deepspeed, srun
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return place.world
+
+
+def stop_process_group() -> None:
+    """All ranks. Leave the default group if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Ranks of the current group; 1 where there is none."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This rank's number in the current group; 0 where there is none."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """All ranks. Sum ``values`` (same shape everywhere) in place and return it."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def concatenate_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """All ranks. Concatenate along axis 0 in rank order; the lengths may differ, also be 0.
+
+    The other axes and the dtype must agree. No gradient.
+    """
+    if world_size() == 1:
+        return values
+    lengths = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(world_size())]
+    dist.all_gather(lengths, torch.tensor([len(values)], dtype=torch.int64, device=values.device))
+    sizes = [int(length) for length in lengths]
+    padded = values.new_zeros(max(sizes), *values.shape[1:])
+    padded[: len(values)] = values
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def from_rank_0(value: T | None) -> T:
+    """All ranks. Rank 0's ``value`` (picklable) on every rank; what the others give is ignored."""
+    box = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=0)
+    return cast(T, box[0])

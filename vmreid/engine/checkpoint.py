@@ -1,0 +1,92 @@
+"""Checkpoints: DeepSpeed's files with the training state, plain weights beside them, and ``latest`` written last."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+
+from vmreid.engine.start import gathered
+from vmreid.errors import UserError
+from vmreid.run_folder import WEIGHTS, RunFolder, write_atomically
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that must survive beside DeepSpeed's own files.
+
+    The order of the data, the rate and the random states are pure functions of ``step``, so the step is all of them.
+    """
+
+    step: int  # optimizer steps taken
+    world: int
+    data_digest: str
+
+
+def save_checkpoint(engine: Any, folder: RunFolder, state: TrainingState) -> None:
+    """All ranks. Save under ``checkpoints/step-NNNNNN``; ``latest`` names it only once everything is written."""
+    name = f"step-{state.step:06d}"
+    client_state = {"vmreid": asdict(state), "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+    engine.save_checkpoint(str(folder.checkpoints), tag=name, client_state=client_state, save_latest=False)
+    weights = consolidated_weights(engine)
+    if dist.get_rank() == 0:
+        path = folder.checkpoints / name / WEIGHTS
+        partial = path.with_suffix(".partial")
+        safetensors.torch.save_file(weights, partial)
+        partial.replace(path)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        write_atomically(folder.latest_file, name + "\n")
+        _keep_last_two(folder, name)
+
+
+def consolidated_weights(engine: Any) -> dict[str, torch.Tensor]:
+    """All ranks. On rank 0 the model's whole state on the CPU, whatever the ZeRO stage; elsewhere an empty dict."""
+    model = engine.module.model
+    weights: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        with gathered([parameter]):
+            if dist.get_rank() == 0:
+                weights[name] = parameter.detach().cpu().clone().contiguous()
+    if dist.get_rank() == 0:
+        weights |= {name: value.cpu().clone() for name, value in model.state_dict().items() if name not in weights}
+    return weights
+
+
+def load_checkpoint(engine: Any, folder: RunFolder, checkpoint: Path, data_digest: str) -> TrainingState:
+    """All ranks. Load weights, optimizer and state. Raises UserError where they do not fit this run."""
+    _, client_state = _load(engine, folder, checkpoint)
+    state = TrainingState(**client_state["vmreid"])
+    if state.data_digest != data_digest:
+        raise UserError(
+            f"{checkpoint}: trained on data {state.data_digest[:12]}, --data has {data_digest[:12]}; resume with the same data"
+        )
+    return state
+
+
+def _load(engine: Any, folder: RunFolder, checkpoint: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        path, client_state = engine.load_checkpoint(str(folder.checkpoints), tag=checkpoint.name)
+    except (RuntimeError, KeyError, ValueError, AssertionError, FileNotFoundError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{checkpoint}: does not fit this model and number of ranks ({reason}); use a new --out") from error
+    if path is None:
+        raise UserError(f"{checkpoint}: holds no DeepSpeed checkpoint; name another in {folder.latest_file}")
+    return path, client_state
+
+
+def check_world(checkpoint: Path, world: int) -> None:
+    """Raise UserError before the process group starts where the checkpoint was written by another number of ranks."""
+    shards = len(list(checkpoint.glob("*zero_pp_rank_*_optim_states.pt"))) or world
+    if shards != world:
+        raise UserError(f"{checkpoint}: written by {shards} ranks, this run has {world}; resume on {shards}, or use a new --out")
+
+
+def _keep_last_two(folder: RunFolder, newest: str) -> None:
+    for old in sorted(path for path in folder.checkpoints.glob("step-*") if path.name < newest)[:-1]:
+        shutil.rmtree(old)

@@ -1,0 +1,106 @@
+"""Rank 0, before the process group starts: read and check everything, so that what is wrong is said once and at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vmreid.data.identity_batches import IdentityBatches, check_split_over_ranks
+from vmreid.data.manifest import Manifest, read_index, read_manifest, require_splits
+from vmreid.engine.checkpoint import check_world
+from vmreid.engine.deepspeed_config import accumulation_steps, check_precision, read_deepspeed_config
+from vmreid.errors import UserError
+from vmreid.kernels import choose_backend
+from vmreid.models.registry import check_backbone
+from vmreid.recipes import Recipe, dump_recipe
+from vmreid.run_folder import RunFolder, write_atomically
+
+MAY_CHANGE_ON_RESUME = (
+    "data.workers",
+    "data.shards",
+    "train.checkpoint_epochs",
+    "evaluation.metric",
+    "evaluation.batch_size",
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that every rank needs to train; made on rank 0 and sent to the others."""
+
+    recipe: Recipe
+    recipe_name: str
+    folder: RunFolder
+    data: Path
+    manifest: Manifest
+    deepspeed: dict[str, Any]
+    deepspeed_path: Path
+    scan_backend: str
+    scan_reason: str
+    checkpoint: Path | None  # to resume from
+
+
+def prepare(recipe: Recipe, recipe_name: str, out: Path, data: Path, resume: bool, world: int, device: torch.device) -> Plan:
+    """Check recipe, data, DeepSpeed JSON and run folder, and write the folder's recipe. Raises UserError."""
+    check_backbone(recipe.model)
+    deepspeed_path, deepspeed = read_deepspeed_config(recipe.deepspeed_config, recipe_name)
+    check_precision(deepspeed, recipe.model.backbone, deepspeed_path)
+    check_split_over_ranks(recipe.identities_per_batch, world, accumulation_steps(deepspeed))
+    scan_backend, scan_reason = choose_backend(recipe.model.scan_backend, device)
+    manifest = read_manifest(data)
+    require_splits(manifest, data, ("train",))
+    index = read_index(data, manifest.splits["train"])
+    IdentityBatches(index, recipe.identities_per_batch, recipe.data.pictures_per_identity, recipe.seed)
+    folder = RunFolder(out)
+    recipe = recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update={"shards": str(data.resolve())}),
+            "deepspeed_config": folder.deepspeed_file.name,
+        }
+    )
+    checkpoint = _prepare_folder(folder, recipe, deepspeed, resume)
+    if checkpoint:
+        check_world(checkpoint, world)
+    return Plan(recipe, recipe_name, folder, data, manifest, deepspeed, deepspeed_path, scan_backend, scan_reason, checkpoint)
+
+
+def _prepare_folder(folder: RunFolder, recipe: Recipe, deepspeed: dict[str, Any], resume: bool) -> Path | None:
+    if folder.path.exists() and not folder.path.is_dir():
+        raise UserError(f"{folder.path}: is a file; --out takes a folder")
+    text = json.dumps(deepspeed, indent=2) + "\n"
+    if folder.recipe_file.is_file():
+        if not resume:
+            raise UserError(f"{folder.path}: holds a run already; add --resume auto to go on with it, or give a new --out")
+        _check_same(folder, recipe)
+        if folder.deepspeed_file.read_text() != text:
+            raise UserError(
+                f"{folder.deepspeed_file}: differs from --deepspeed_config; resume with the same, or give a new --out"
+            )
+        return folder.latest()
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder.deepspeed_file, text)
+    write_atomically(folder.recipe_file, dump_recipe(recipe))
+    return None
+
+
+def _check_same(folder: RunFolder, recipe: Recipe) -> None:
+    before, now = flat(folder.recipe().model_dump()), flat(recipe.model_dump())
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and key not in (*MAY_CHANGE_ON_RESUME, "deepspeed_config"):
+            raise UserError(
+                f"{folder.path}: was trained with {key} = {before.get(key)}, now it is {now.get(key)}; "
+                "resume with the same recipe, or give a new --out"
+            )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result

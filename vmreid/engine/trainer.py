@@ -1,0 +1,202 @@
+"""Training: what is set up once, and the loop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from vmreid.data.identity_batches import IdentityBatches
+from vmreid.data.manifest import read_index
+from vmreid.data.streams import Batch, ShardRanges, TrainStream
+from vmreid.data.transforms import TrainTransform
+from vmreid.distributed import Place
+from vmreid.engine.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from vmreid.engine.deepspeed_config import accumulation_steps, precision_name, with_derived_keys, zero_stage
+from vmreid.engine.guard import NonFiniteError, first_non_finite
+from vmreid.engine.memory import peak_bytes
+from vmreid.engine.prepare import Plan
+from vmreid.engine.start import make_engine
+from vmreid.engine.training_module import StepResult, TrainingModule
+from vmreid.models import ReIDModel, build_backbone
+from vmreid.models.registry import load_published
+from vmreid.optim import build_optimizer, learning_rate
+from vmreid.precision import computes_bf16
+from vmreid.progress import Reporter
+
+
+class StepLogger(Protocol):
+    """Where a step's numbers go besides ``log.jsonl``."""
+
+    def log(self, step: int, values: dict[str, float]) -> None: ...
+
+
+class Trainer:
+    """All ranks. One run from its plan: model, engine, data, and the step it stands at."""
+
+    def __init__(self, plan: Plan, place: Place) -> None:
+        self.plan, self.place, recipe = plan, place, plan.recipe
+        if recipe.train.deterministic:
+            torch.use_deterministic_algorithms(True)
+        seed_everything(recipe.seed)
+        split = plan.manifest.splits["train"]
+        index = read_index(plan.data, split)
+        self.batches = IdentityBatches(index, recipe.identities_per_batch, recipe.data.pictures_per_identity, recipe.seed)
+        self.steps_per_epoch = self.batches.steps_per_epoch
+        self.steps = recipe.train.epochs * self.steps_per_epoch
+        model, self.weights_report = build_model(plan, self.batches.classes)
+        model.to(place.device)
+        self.accumulation = accumulation_steps(plan.deepspeed)
+        config = with_derived_keys(plan.deepspeed, recipe.train.batch_size, place.world, computes_bf16(place.device))
+        self.engine = make_engine(TrainingModule(model, recipe.loss), build_optimizer(model, recipe.optim), config)
+        self.step = 0
+        if plan.checkpoint:
+            self.step = load_checkpoint(self.engine, plan.folder, plan.checkpoint, plan.manifest.digest).step
+        transform = TrainTransform(recipe.data.image_size, recipe.data.augment)
+        ranges = ShardRanges(plan.data, split, index)
+        self.stream = TrainStream(
+            self.batches, ranges, index, transform, rank=place.rank, world=place.world,
+            accumulation=self.accumulation, begin=self.step, end=self.steps,
+        )  # fmt: skip
+
+    def train(self, logger: StepLogger | None) -> None:
+        """All ranks. Train from ``self.step`` to the end; rank 0 writes ``log.jsonl`` and calls ``logger``."""
+        recipe = self.plan.recipe
+        loader = self.stream.loader(recipe.data.workers)
+        log = StepLog(self.plan, self.step, self.steps, logger) if self.place.rank == 0 else None
+        while self.step < self.steps:
+            begin = time.monotonic()
+            seed_everything(recipe.seed, self.step, self.place.rank)
+            rate = learning_rate(recipe.optim, self.step, self.steps, self.steps_per_epoch)
+            results, gradient_norm = self._optimizer_step(loader, rate)
+            self.step += 1
+            if log:
+                epoch = (self.step - 1) // self.steps_per_epoch
+                log.write(self.step, epoch, rate, results, gradient_norm, recipe.train.batch_size / (time.monotonic() - begin))
+            checkpoint_steps = recipe.train.checkpoint_epochs * self.steps_per_epoch
+            if self.step % checkpoint_steps == 0 or self.step == self.steps:
+                state = TrainingState(self.step, self.place.world, self.plan.manifest.digest)
+                save_checkpoint(self.engine, self.plan.folder, state)
+        if log:
+            log.close()
+
+    def _optimizer_step(self, loader: Iterator[Batch], rate: float) -> tuple[list[StepResult], float]:
+        """All ranks. One optimizer step; the micro-batches' results and the gradient norm before clipping."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        results = []
+        for _ in range(self.accumulation):
+            batch = to_device(next(loader), self.place.device)
+            result: StepResult = self.engine(batch)
+            if not math.isfinite(result.loss.item()):  # equal on all ranks, so all stop
+                raise NonFiniteError(self.step + 1, first_non_finite(self.engine.module, batch))
+            self.engine.backward(result.loss)
+            norm_at_stage_0 = self._norm_at_stage_0()
+            self.engine.step()
+            results.append(result)
+        norm = float(self.engine.get_global_grad_norm() if norm_at_stage_0 is None else norm_at_stage_0)
+        if not math.isfinite(norm):
+            raise NonFiniteError(self.step + 1, f"gradient norm {norm}, while the loss was finite")
+        return results, norm
+
+    def _norm_at_stage_0(self) -> torch.Tensor | None:
+        """DeepSpeed keeps no norm without ZeRO, so it is taken here, before the step clears the gradients."""
+        if zero_stage(self.plan.deepspeed):
+            return None
+        grads = [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
+        return torch.nn.utils.get_total_norm(grads)
+
+    def description(self) -> str:
+        """What will run, for the log's first lines."""
+        recipe, plan = self.plan.recipe, self.plan
+        precision = precision_name(plan.deepspeed, computes_bf16(self.place.device))
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
+        return "\n".join(
+            [
+                f"{recipe.model.backbone}: {parameters / 1e6:.1f} M parameters, {self.weights_report}",
+                f"data {plan.data}: {self.batches.classes} identities, {plan.manifest.splits['train'].pictures} pictures",
+                f"batch {recipe.train.batch_size} = {self.batches.identities} identities x {self.batches.pictures} pictures on "
+                f"{self.place.world} ranks x {self.accumulation} accumulation steps",
+                f"{self.steps} steps = {recipe.train.epochs} epochs x {self.steps_per_epoch}, from step {self.step}",
+                f"DeepSpeed ZeRO-{zero_stage(plan.deepspeed)}, {precision}, on {self.place.device} ({plan.deepspeed_path})",
+                *([f"selective scan: {plan.scan_reason}"] if recipe.model.backbone == "MAMBA-V2" else []),
+            ]
+        )
+
+
+class StepLog:
+    """Rank 0. ``log.jsonl``, the tracker and the progress line, fed once a step."""
+
+    def __init__(self, plan: Plan, step: int, steps: int, logger: StepLogger | None) -> None:
+        self._logger = logger
+        _keep_steps_until(plan.folder.log_file, step)
+        self._file = plan.folder.log_file.open("a", buffering=1)
+        self._progress = Reporter("training step", steps, done=step)
+        self._progress.__enter__()
+
+    def write(
+        self, step: int, epoch: int, rate: float, results: list[StepResult], gradient_norm: float, images_per_s: float
+    ) -> None:
+        """Means over the micro-batches; ``batch_digest`` covers the pixels of the global batch in its order."""
+        pictures = np.concatenate([result.pictures_B2.cpu().numpy() for result in results])
+        values = {
+            "loss": _mean(result.loss.detach() for result in results),
+            "loss_identity": _mean(result.identity_loss for result in results),
+            "loss_triplet": _mean(result.triplet_loss for result in results),
+            "accuracy": _mean(result.accuracy for result in results),
+            "lr": rate,
+            "grad_norm": gradient_norm,
+            "images_per_s": images_per_s,
+            "peak_bytes": peak_bytes(),
+        }
+        digest = hashlib.sha256(pictures.astype("<i8").tobytes()).hexdigest()[:16]
+        self._file.write(json.dumps({"step": step, "epoch": epoch, **values, "batch_digest": digest}) + "\n")
+        if self._logger:
+            self._logger.log(step, {"epoch": epoch, **values})
+        self._progress.advance(
+            f"epoch {epoch}  loss {values['loss']:.3f}  lr {rate:.2e}  |g| {gradient_norm:.2f}  {images_per_s:.1f} pictures/s"
+        )
+
+    def close(self) -> None:
+        self._progress.__exit__(None, None, None)
+        self._file.close()
+
+
+def build_model(plan: Plan, classes: int) -> tuple[ReIDModel, str]:
+    """The model from torch's current random state, with published weights where the recipe names them, and a report."""
+    settings = plan.recipe.model
+    backbone = build_backbone(settings, plan.recipe.data.image_size, plan.scan_backend)
+    report = load_published(backbone, Path(settings.weights)) if settings.weights else "from scratch"
+    return ReIDModel(backbone, classes, plan.recipe.data.mean, plan.recipe.data.std), report
+
+
+def seed_everything(*numbers: int) -> None:
+    """Set Python's, numpy's and torch's generators from ``numbers``: the random state is a function of the step."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch's tensors on ``device``."""
+    return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(batch).items()})
+
+
+def _mean(values: Any) -> float:
+    return float(torch.stack(list(values)).mean())
+
+
+def _keep_steps_until(path: Path, step: int) -> None:
+    """Lines of steps after the checkpoint are taken again, so they go."""
+    if path.is_file():
+        lines = path.read_text().splitlines(keepends=True)[:step]
+        path.write_text("".join(lines))

@@ -1,0 +1,76 @@
+"""The module that DeepSpeed trains: backbone on this rank's pictures, head and losses on the global batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from vmreid.data.streams import Batch
+from vmreid.losses import batch_hard_triplet
+from vmreid.models import ReIDModel
+from vmreid.recipes.schema import Loss
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Losses and accuracy over the global micro-batch; equal on all ranks. Scalars, and int64 [B, 2] rows and checksums."""
+
+    loss: torch.Tensor
+    identity_loss: torch.Tensor
+    triplet_loss: torch.Tensor
+    accuracy: torch.Tensor
+    pictures_B2: torch.Tensor
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """Concatenate equal parts over ranks. Backward takes this rank's slice times the number of ranks.
+
+    Every rank computes the whole loss, so the slice is the whole gradient of this rank's pictures; DeepSpeed then
+    averages over ranks, which the factor undoes. The head's gradient is equal on all ranks: its average is right as is.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, part_BF: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(part_BF) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, part_BF.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> torch.Tensor:
+        (grad_BF,) = grads
+        world = dist.get_world_size()
+        return grad_BF.chunk(world)[dist.get_rank()] * world
+
+
+class TrainingModule(nn.Module):
+    """All ranks. From a rank's part of the batch to the loss over the global batch, equal on every rank.
+
+    BNNeck's statistics and the triplets span the global batch, so the step does not depend on the number of ranks.
+    """
+
+    def __init__(self, model: ReIDModel, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = loss
+
+    def forward(self, batch: Batch) -> StepResult:
+        part_BF = self.model.backbone(self.model.normalise(batch.images_BCHW)).float()
+        feature_BF = _GatherWithGradient.apply(part_BF)  # type: ignore[no-untyped-call]
+        facts_B3 = _gather(torch.stack([batch.ids_B, batch.rows_B, batch.checksums_B], dim=1))
+        ids_B = facts_B3[:, 0]
+        _, logits_BC = self.model.head(feature_BF)
+        identity = F.cross_entropy(logits_BC, ids_B, label_smoothing=self.settings.label_smoothing)
+        with torch.autocast(feature_BF.device.type, enabled=False):
+            triplet = batch_hard_triplet(feature_BF, ids_B, self.settings.triplet_margin)
+        accuracy = (logits_BC.argmax(dim=1) == ids_B).float().mean()
+        return StepResult(identity + triplet, identity.detach(), triplet.detach(), accuracy, facts_B3[:, 1:])
+
+
+def _gather(part: torch.Tensor) -> torch.Tensor:
+    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, part)
+    return torch.cat(parts)

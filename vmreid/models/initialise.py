@@ -1,0 +1,38 @@
+"""The note's initialisation, one place for all backbones."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+WEIGHT_STD = 0.02
+DELTA_RANGE = (1e-3, 1e-1)
+
+
+def initialise_weights(module: nn.Module) -> None:
+    """Truncated normal with standard deviation 0.02 for linear and patch weights and tokens, 0 for biases, 1 for norms.
+
+    Depthwise convolutions (few inputs an output) and whatever a module sets up by itself keep their own start.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Linear) or (isinstance(child, nn.Conv2d) and child.groups == 1):
+            nn.init.trunc_normal_(child.weight, std=WEIGHT_STD)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+    for name, parameter in module.named_parameters():
+        if name.rpartition(".")[2] in ("cls_token", "pos_embed"):
+            nn.init.trunc_normal_(parameter, std=WEIGHT_STD)
+
+
+def log_state_decay(channels: int, states: int) -> torch.Tensor:
+    """A_log = log(1..N) for every channel, [channels, states] (S4D-real; Gu et al. 2022, arXiv 2206.11893, section 3.3)."""
+    return torch.arange(1, states + 1, dtype=torch.float32).log().repeat(channels, 1)
+
+
+def delta_bias(channels: int) -> torch.Tensor:
+    """softplus^-1(exp U[log 1e-3, log 1e-1]), [channels]: step sizes over two decades (Mamba, arXiv 2312.00752, section 3.6)."""
+    low, high = map(math.log, DELTA_RANGE)
+    delta = torch.exp(torch.rand(channels) * (high - low) + low)
+    return delta + torch.log(-torch.expm1(-delta))

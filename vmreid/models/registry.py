@@ -1,0 +1,100 @@
+"""Backbones by name: their dimensions, and the one function that builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+
+from vmreid.errors import UserError
+from vmreid.models.backbone import Backbone
+from vmreid.models.mamba_s import MambaS
+from vmreid.models.mamba_v2 import MambaV2
+from vmreid.models.vit import ViT
+from vmreid.recipes.load import suggestion
+from vmreid.recipes.schema import Model
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a backbone's name stands for; the recipe may change the fields that are not None."""
+
+    family: Callable[..., Backbone]
+    dim: int
+    depth: int
+    heads: int | None = None
+    expand: int | None = None
+    d_state: int | None = None
+
+
+BACKBONES = {
+    "VIT-T": Definition(ViT, dim=192, depth=12, heads=3),
+    "VIT-S": Definition(ViT, dim=384, depth=12, heads=6),
+    "VIT-B": Definition(ViT, dim=768, depth=12, heads=12),
+    "MAMBA-S": Definition(MambaS, dim=384, depth=8, heads=1, expand=2),
+    "MAMBA-V2": Definition(MambaV2, dim=384, depth=8, expand=2, d_state=16),
+}
+
+
+def check_backbone(model: Model) -> None:
+    """Raise UserError for an unknown backbone, a setting that it does not have, or weights that are not there."""
+    if model.backbone not in BACKBONES:
+        known = list(BACKBONES)
+        raise UserError(
+            f"backbone {model.backbone}: unknown; the backbones are {', '.join(known)}{suggestion(model.backbone, known)}"
+        )
+    definition = BACKBONES[model.backbone]
+    for field in ("heads", "expand", "d_state"):
+        if getattr(model, field) is not None and getattr(definition, field) is None:
+            raise UserError(f"model.{field} {getattr(model, field)}: {model.backbone} has no such setting; leave it out")
+    if model.weights is not None:
+        if not Path(model.weights).is_file():
+            raise UserError(
+                f"model.weights {model.weights}: no such file; give a published checkpoint, or null to start from scratch"
+            )
+        if not hasattr(definition.family, "load_published"):
+            raise UserError(f"model.weights {model.weights}: no published weights are known for {model.backbone}; use null")
+    values = resolved(model)
+    if values.get("heads") and values["dim"] * values.get("expand", 1) % values["heads"]:
+        raise UserError(f"model.heads {values['heads']}: must divide the {values['dim'] * values.get('expand', 1)} channels")
+
+
+def resolved(model: Model) -> dict[str, int]:
+    """The backbone's dimensions with the recipe's deviations."""
+    definition = BACKBONES[model.backbone]
+    fields = ("dim", "depth", "heads", "expand", "d_state")
+    values = {field: getattr(model, field) or getattr(definition, field) for field in fields}
+    return {field: value for field, value in values.items() if value is not None}
+
+
+def build_backbone(model: Model, image_size: tuple[int, int], scan_backend: str) -> Backbone:
+    """The backbone, initialised from torch's current random state, without published weights.
+
+    ``scan_backend``: as ``vmreid.kernels.choose_backend`` returned it; used by SS2D alone.
+    """
+    check_backbone(model)
+    settings: dict[str, int | str] = {**resolved(model), "patch": model.patch}
+    if "d_state" in settings:
+        settings["scan_backend"] = scan_backend
+    return BACKBONES[model.backbone].family(image_size, **settings)
+
+
+def load_published(backbone: Backbone, path: Path) -> str:
+    """Load a published checkpoint (.pth, .pt, .bin, .safetensors; never unpickling code) and report what was matched."""
+    try:
+        state: Any
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path}: not readable as weights ({str(error).splitlines()[0]}); give a plain state dict") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: holds a {type(state).__name__}, not a state dict; give a plain state dict")
+    for wrapper in ("model", "state_dict"):
+        state = state.get(wrapper, state)
+    return cast(ViT, backbone).load_published(state, path.name)

@@ -1,0 +1,140 @@
+"""The recipe's types. Each number that a run depends on has its one place here or in the DeepSpeed JSON, never in both.
+
+``null`` in ``model`` means "as the backbone defines it" (``vmreid/models/registry.py``).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Channels = tuple[Fraction, Fraction, Fraction]
+
+
+class Section(BaseModel):
+    """A frozen part of the recipe; unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """Which backbone, and what deviates from its definition."""
+
+    backbone: str
+    weights: str | None = None  # file of published weights to start from; None: from scratch
+    dim: Positive | None = None
+    depth: Positive | None = None
+    heads: Positive | None = None  # attention backbones only
+    d_state: Positive | None = None  # SS2D backbones only
+    expand: Positive | None = None  # MAMBA backbones only: inner channels a channel
+    patch: Positive = 16
+    scan_backend: Literal["auto", "reference", "torch", "mamba_ssm"] = "auto"
+
+
+class Augment(Section):
+    """The note's mild augmentation."""
+
+    crop_scale: tuple[Fraction, Fraction]  # share of the picture's area that a random resized crop keeps
+    flip: Fraction  # probability of a horizontal flip
+    colour_jitter: Fraction  # strength of brightness, contrast and saturation
+
+
+class Data(Section):
+    """Pictures: where, how large, how many of each identity in a batch."""
+
+    shards: str | None = None  # folder written by shards.write; None: the synthetic set below
+    image_size: tuple[Positive, Positive]  # height, width
+    pictures_per_identity: Positive  # K of P x K
+    workers: Annotated[int, Field(ge=0)]  # decoding processes a rank; 0: in the training process
+    mean: Channels = (0.5, 0.5, 0.5)
+    std: Channels = (0.5, 0.5, 0.5)
+    augment: Augment
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if min(self.std) == 0:
+            raise ValueError("std must be above 0 in each channel")
+        if not 0 < self.augment.crop_scale[0] <= self.augment.crop_scale[1]:
+            raise ValueError("augment.crop_scale must be [low, high] with 0 < low <= high")
+        return self
+
+
+class Synthetic(Section):
+    """The embedded set, rendered when ``data.shards`` is left out (see ``shards/synthetic``)."""
+
+    identities: Annotated[int, Field(ge=4)]  # half of them train, half test
+    cameras: Annotated[int, Field(ge=2)]
+    pictures: Annotated[int, Field(ge=2)]  # of each identity
+    seed: Annotated[int, Field(ge=0)]
+
+
+class Loss(Section):
+    """Identity cross entropy + batch-hard triplet loss."""
+
+    label_smoothing: Fraction
+    triplet_margin: Annotated[float, Field(gt=0)] | None  # None: soft margin
+
+
+class Optim(Section):
+    """Optimizer and schedule. Gradient clipping belongs to the DeepSpeed JSON."""
+
+    name: Literal["adamw", "sgd"]
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)  # adamw
+    momentum: Fraction = 0.9  # sgd
+    warmup_epochs: Annotated[float, Field(ge=0)]  # linear; a run shorter than this never leaves it
+    final_lr_share: Fraction  # the cosine ends at this share of lr
+
+
+class Train(Section):
+    """How long, how many pictures a step, how often to save."""
+
+    epochs: Positive
+    batch_size: Positive  # pictures per optimizer step over all ranks and accumulation: P x K
+    checkpoint_epochs: Positive
+    deterministic: bool = False  # bit-equal repetition on a GPU too, at some cost in speed
+
+
+class Evaluation(Section):
+    """The separate pass."""
+
+    metric: Literal["euclidean", "cosine"]
+    batch_size: Positive  # pictures a forward pass on one rank
+
+
+class Recipe(Section):
+    """All that defines a run, but for the DeepSpeed JSON that ``deepspeed_config`` names."""
+
+    seed: Annotated[int, Field(ge=0)]
+    deepspeed_config: str
+    model: Model
+    data: Data
+    synthetic: Synthetic
+    loss: Loss
+    optim: Optim
+    train: Train
+    evaluation: Evaluation
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.train.batch_size % self.data.pictures_per_identity:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} must be P x K, a multiple of data.pictures_per_identity "
+                f"K = {self.data.pictures_per_identity}; choose one, or set the other"
+            )
+        for side in self.data.image_size:
+            if side % self.model.patch:
+                raise ValueError(
+                    f"data.image_size {list(self.data.image_size)} must be a multiple of model.patch "
+                    f"{self.model.patch} on both sides"
+                )
+        return self
+
+    @property
+    def identities_per_batch(self) -> int:
+        """P of P x K."""
+        return self.train.batch_size // self.data.pictures_per_identity

@@ -1,0 +1,173 @@
+"""A comparison as markdown, terminal table and one self-contained page."""
+
+from __future__ import annotations
+
+import html
+import io
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vmreid.report.rows import Comparison, Row
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+HEADINGS = ("model", "parameters", "complexity", "mAP", "Rank-1", "stability", "memory a picture", "images/s")
+COLOURS = ("#2a6fbb", "#c8553d", "#4f8f4f", "#8a5aa8", "#b8860b")
+SMOOTHING = 0.8
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """One line of the table, as text."""
+    return (
+        row.name,
+        f"{row.parameters / 1e6:.1f} M",
+        f"O(n^{row.exponent:.2f})",
+        f"{row.mAP:.3f}",
+        f"{row.rank1:.3f}",
+        f"{row.nonfinite_steps} non-finite, p99/median |g| {row.gradient_tail:.1f}",
+        f"{row.bytes_per_picture / 2**20:.1f} MiB",
+        f"{row.images_per_s:.1f}",
+    )
+
+
+def floor_cells(name: str, scores: dict[str, float]) -> tuple[str, ...]:
+    """A floor's line: it has scores alone."""
+    return (name, "", "", f"{scores['mAP']:.3f}", f"{scores['rank1']:.3f}", "", "", "")
+
+
+def lines(comparison: Comparison) -> list[tuple[str, ...]]:
+    """All lines of the table below its headings."""
+    floors = sorted(comparison.floors.items())
+    return [cells(row) for row in comparison.rows] + [floor_cells(name, scores) for name, scores in floors]
+
+
+def legend(comparison: Comparison) -> list[str]:
+    """What the columns are, one sentence each."""
+    tokens = ", ".join(str(count) for count in comparison.rows[0].seconds_by_tokens)
+    return [
+        f"Complexity: exponent fitted to forward + backward time over {tokens} patch tokens on {comparison.setting['device']}; "
+        "1 is linear, 2 quadratic. Few tokens are bound by overhead and matrix products, which pulls it below its limit.",
+        "mAP, Rank-1: fractions on query against gallery, " + _protocol(comparison) + ".",
+        "Stability: steps with a non-finite value; 99th percentile over median of the gradient norm before clipping.",
+        "Memory: growth of the peak of one forward + backward pass with each further picture, at the run's image size.",
+        "images/s: median over the training steps, all ranks together.",
+        "chance: expectation of a random order. untrained: the model at its start. histogram: HSV, six stripes.",
+    ]
+
+
+def as_text(comparison: Comparison) -> str:
+    """Aligned columns for a terminal."""
+    table = [HEADINGS, *lines(comparison)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(HEADINGS))]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+    return "\n".join([rows[0], "-" * len(rows[0]), *rows[1:], *(f"warning: {text}" for text in comparison.warnings)])
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """Headings, table, legend."""
+    rows = ["| " + " | ".join(line) + " |" for line in (HEADINGS, ("---",) * len(HEADINGS), *lines(comparison))]
+    notes = [f"- {text}" for text in legend(comparison)]
+    warnings = [f"**Warning:** {text}" for text in comparison.warnings]
+    return "\n".join(["# Comparison", "", *warnings, *rows, "", *notes, ""])
+
+
+def as_page(comparison: Comparison) -> str:
+    """One HTML file without outside parts."""
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in HEADINGS)
+    body = "".join(
+        f"<tr class={'model' if number < len(comparison.rows) else 'floor'}>"
+        + "".join(
+            f"<td data-label='{html.escape(label)}'>{html.escape(cell)}</td>" for label, cell in zip(HEADINGS, line, strict=True)
+        )
+        + "</tr>"
+        for number, line in enumerate(lines(comparison))
+    )
+    warnings = "".join(f"<p class=warning>{html.escape(text)}</p>" for text in comparison.warnings)
+    notes = "".join(f"<li>{html.escape(text)}</li>" for text in legend(comparison))
+    figures = "".join(
+        f"<figure>{svg}</figure>" for svg in (_loss_curves(comparison), _gradient_curves(comparison), _growth(comparison))
+    )
+    title = "ViT or Vision Mamba: " + ", ".join(row.name for row in comparison.rows)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style><main><h1>{html.escape(title)}</h1>{warnings}"
+        f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<section class=figures>{figures}</section><h2>How to read it</h2><ul>{notes}</ul></main></html>\n"
+    )
+
+
+def _protocol(comparison: Comparison) -> str:
+    protocol = next(iter(comparison.setting["protocols"].values()))
+    size = "x".join(map(str, protocol["image_size"]))
+    return f"{protocol['metric']} distance, {size} pixels, data {protocol['data_digest'][:12]}"
+
+
+def _loss_curves(comparison: Comparison) -> str:
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for colour, (name, curve) in zip(COLOURS, comparison.curves.items(), strict=False):
+        axes.plot(curve["step"], curve["loss"], color=colour, alpha=0.25, linewidth=1)
+        axes.plot(curve["step"], _smoothed(curve["loss"]), color=colour, linewidth=1.8, label=name)
+    axes.set(xlabel="step", ylabel="loss", title="Convergence: training loss, smoothed")
+    return _svg(figure, axes)
+
+
+def _gradient_curves(comparison: Comparison) -> str:
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for colour, (name, curve) in zip(COLOURS, comparison.curves.items(), strict=False):
+        axes.plot(curve["step"], curve["grad_norm"], color=colour, linewidth=1.2, label=name)
+    axes.set(xlabel="step", ylabel="gradient norm before clipping", yscale="log", title="Stability: gradient norm")
+    return _svg(figure, axes)
+
+
+def _growth(comparison: Comparison) -> str:
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for colour, row in zip(COLOURS, comparison.rows, strict=False):
+        tokens, seconds = list(row.seconds_by_tokens), list(row.seconds_by_tokens.values())
+        axes.plot(tokens, seconds, "o-", color=colour, label=f"{row.name}: n^{row.exponent:.2f}")
+        axes.set_xticks(tokens, [str(count) for count in tokens])
+        axes.minorticks_off()
+    axes.set(xlabel="patch tokens", ylabel="seconds, forward + backward", title="Complexity: time over tokens")
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(tokens, [str(count) for count in tokens])
+    return _svg(figure, axes)
+
+
+def _smoothed(values: list[float]) -> list[float]:
+    """Exponential mean with the bias of its start taken out."""
+    mean, weight, smooth = 0.0, 0.0, []
+    for value in values:
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * value
+        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        smooth.append(mean / weight)
+    return smooth
+
+
+def _svg(figure: Figure, axes: Axes) -> str:
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;margin:0;color:#1c2733;background:#fbfbfa}
+main{max-width:1100px;margin:0 auto;padding:1.5rem}
+h1{font-size:1.5rem;font-weight:650}h2{font-size:1.1rem}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{text-align:left;padding:.45rem .7rem;border-bottom:1px solid #dfe3e6}
+th{font-size:.8rem;color:#5b6874;font-weight:600;white-space:nowrap}
+tr.model td:first-child{font-weight:650;white-space:nowrap}tr.floor{color:#5b6874}
+.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:1rem;margin:1.5rem 0}
+figure{margin:0;background:#fff;border:1px solid #e4e7ea;border-radius:8px;padding:.5rem}svg{width:100%;height:auto}
+.warning{background:#fff1d6;border-left:4px solid #c98a00;padding:.6rem .9rem}li{margin:.3rem 0}
+@media(max-width:640px){thead{display:none}tr{display:block;border-bottom:2px solid #dfe3e6;padding:.4rem 0}
+td{display:flex;gap:1rem;justify-content:space-between;border:0;padding:.15rem 0}td:empty{display:none}
+td::before{content:attr(data-label);color:#5b6874;font-size:.85rem;font-weight:400}}
+"""

@@ -1,0 +1,125 @@
+"""From finished runs to the rows of the comparison: every number read or measured, none expected."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from vmreid.kernels import choose_backend
+from vmreid.models import build_backbone
+from vmreid.report.measure import fitted_exponent, peak_bytes_per_picture, seconds_by_tokens
+from vmreid.run_folder import RunFolder
+
+FIRST_STEPS_LEFT_OUT = 3  # of the throughput: caches and allocators warm up
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run. Scores are fractions; ``seconds_by_tokens`` is forward + backward of two pictures on the comparing machine."""
+
+    name: str
+    backbone: str
+    parameters: int
+    steps: int
+    exponent: float
+    seconds_by_tokens: dict[int, float]
+    mAP: float
+    rank1: float
+    mINP: float
+    nonfinite_steps: int
+    gradient_tail: float
+    bytes_per_picture: float
+    images_per_s: float
+    final_loss: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows, the floors beside them, what they were measured on, and what a reader must know before comparing."""
+
+    rows: list[Row]
+    floors: dict[str, dict[str, float]]
+    setting: dict[str, Any]
+    warnings: list[str]
+    curves: dict[str, dict[str, list[float]]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain dicts and lists."""
+        return asdict(self)
+
+
+def compare_runs(folders: list[RunFolder], device: torch.device) -> Comparison:
+    """Read runs and measure their backbones on ``device``. Raises UserError for a run that was not trained or evaluated."""
+    names = _names(folders)
+    metrics = {name: folder.metrics() for name, folder in zip(names, folders, strict=True)}
+    logs = {name: folder.log() for name, folder in zip(names, folders, strict=True)}
+    rows = [_row(name, folder, metrics[name], logs[name], device) for name, folder in zip(names, folders, strict=True)]
+    floors: dict[str, dict[str, float]] = {}
+    for name in names:
+        for floor, scores in metrics[name]["baselines"].items():
+            floors[f"untrained {name}" if floor == "untrained" else floor] = scores
+    protocols = {name: metrics[name]["protocol"] for name in names}
+    setting = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "protocols": protocols,
+    }
+    curves = {
+        name: {key: [entry[key] for entry in log] for key in ("step", "loss", "grad_norm", "lr")} for name, log in logs.items()
+    }
+    return Comparison(rows, floors, setting, _warnings(protocols), curves)
+
+
+def _row(name: str, folder: RunFolder, metrics: dict[str, Any], log: list[dict[str, Any]], device: torch.device) -> Row:
+    recipe = folder.recipe()
+    backend, _ = choose_backend(recipe.model.scan_backend, device)
+    size = recipe.data.image_size
+    seconds = seconds_by_tokens(recipe.model, backend, device)
+    nonfinite, tail = stability(log)
+    return Row(
+        name=name,
+        backbone=recipe.model.backbone,
+        parameters=sum(p.numel() for p in build_backbone(recipe.model, size, backend).parameters()),
+        steps=len(log),
+        exponent=fitted_exponent(seconds),
+        seconds_by_tokens=seconds,
+        mAP=metrics["mAP"],
+        rank1=metrics["rank1"],
+        mINP=metrics["mINP"],
+        nonfinite_steps=nonfinite,
+        gradient_tail=tail,
+        bytes_per_picture=peak_bytes_per_picture(recipe.model, size, backend, device),
+        images_per_s=statistics.median([entry["images_per_s"] for entry in log][FIRST_STEPS_LEFT_OUT:] or [math.nan]),
+        final_loss=log[-1]["loss"],
+    )
+
+
+def stability(log: list[dict[str, Any]]) -> tuple[int, float]:
+    """Steps with a non-finite loss or gradient, and the 99th percentile over the median of the finite gradient norms."""
+    finite = [entry["grad_norm"] for entry in log if math.isfinite(entry["grad_norm"]) and math.isfinite(entry["loss"])]
+    if not finite:
+        return len(log), math.nan
+    norms = torch.tensor(finite, dtype=torch.float64)
+    return len(log) - len(finite), float(norms.quantile(0.99) / norms.median())
+
+
+def _names(folders: list[RunFolder]) -> list[str]:
+    """Folder names, with their parents where two are alike."""
+    names = [folder.path.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [f"{folder.path.resolve().parent.name}/{name}" for folder, name in zip(folders, names, strict=True)]
+    return names
+
+
+def _warnings(protocols: dict[str, dict[str, Any]]) -> list[str]:
+    warnings = []
+    for key in ("data_digest", "metric", "image_size"):
+        values = {name: protocol[key] for name, protocol in protocols.items()}
+        if len({str(value) for value in values.values()}) > 1:
+            listed = ", ".join(f"{name}: {str(value)[:24]}" for name, value in values.items())
+            warnings.append(f"{key} differs, so the scores are not comparable ({listed})")
+    return warnings

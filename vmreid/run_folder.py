@@ -1,0 +1,69 @@
+"""The files of one run: recipe.yaml, deepspeed.json, log.jsonl, metrics.json, mlflow.json, checkpoints/."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vmreid.errors import UserError
+from vmreid.recipes import Recipe, load_recipe
+
+WEIGHTS = "weights.safetensors"
+
+
+class RunFolder:
+    """Paths of a run and what can be read from them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe_file = path / "recipe.yaml"
+        self.deepspeed_file = path / "deepspeed.json"
+        self.log_file = path / "log.jsonl"
+        self.metrics_file = path / "metrics.json"
+        self.mlflow_file = path / "mlflow.json"
+        self.checkpoints = path / "checkpoints"
+        self.latest_file = self.checkpoints / "latest"
+
+    def recipe(self) -> Recipe:
+        """The resolved recipe. Raises UserError where the folder holds no run."""
+        if not self.path.is_dir():
+            raise UserError(f"{self.path}: no such run; train it first with python -m launcher.train --out {self.path}")
+        if not self.recipe_file.is_file():
+            raise UserError(f"{self.path}: holds no recipe.yaml, so it is no run; give the folder that launcher.train wrote")
+        return load_recipe(str(self.recipe_file), {}, [])
+
+    def latest(self) -> Path | None:
+        """Folder of the newest whole checkpoint, or None where there is none yet."""
+        if not self.latest_file.is_file():
+            return None
+        checkpoint = self.checkpoints / self.latest_file.read_text().strip()
+        if not (checkpoint / WEIGHTS).is_file():
+            raise UserError(
+                f"{self.latest_file}: names {checkpoint.name}, which is not whole; write the name of another folder there"
+            )
+        return checkpoint
+
+    def log(self) -> list[dict[str, Any]]:
+        """One entry an optimizer step; empty before the first."""
+        if not self.log_file.is_file():
+            return []
+        return [json.loads(line) for line in self.log_file.read_text().splitlines()]
+
+    def metrics(self) -> dict[str, Any]:
+        """What launcher.evaluate wrote. Raises UserError where it has not run yet."""
+        if not self.metrics_file.is_file():
+            raise UserError(f"{self.path}: no metrics.json; evaluate it first with python -m launcher.evaluate --run {self.path}")
+        metrics: dict[str, Any] = json.loads(self.metrics_file.read_text())
+        return metrics
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,113 @@
+"""MLflow's one door. Rank 0 alone opens a run; its id and store are kept in the run folder, so that it is never made twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from vmreid.errors import UserError
+from vmreid.run_folder import RunFolder, write_atomically
+
+EXPERIMENT = "vmreid"
+DEFAULT_DATABASE = Path("runs/mlflow.db")
+PARAMETER_LENGTH = 6000  # MLflow's own limit
+
+
+class MlflowRun:
+    """An open MLflow run. Metrics are sent in the background; ``close`` waits for them."""
+
+    def __init__(self, folder: RunFolder, name: str) -> None:
+        """Open the run that ``folder`` names, or make one. Raises UserError where the store cannot be reached."""
+        _quiet()
+        import mlflow
+
+        self._known = json.loads(folder.mlflow_file.read_text()) if folder.mlflow_file.is_file() else {}
+        self.uri: str = self._known.get("tracking_uri") or default_tracking_uri()
+        try:
+            self._client = mlflow.MlflowClient(tracking_uri=self.uri)
+            if self._known:
+                self.run_id: str = self._known["run_id"]
+                self._client.set_terminated(self.run_id, "RUNNING")
+            else:
+                self.run_id = self._client.create_run(self._experiment(), run_name=name).info.run_id
+                fields = {"tracking_uri": self.uri, "run_id": self.run_id}
+                write_atomically(folder.mlflow_file, json.dumps(fields, indent=2) + "\n")
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"MLflow store {self.uri}: {reason[:300]}; start that server, or unset MLFLOW_TRACKING_URI to use sqlite"
+            ) from error
+        self._logged_until = self._last_logged_step() if self._known else 0
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Metrics of a step. Steps that the run already has (before a resume) are not logged twice."""
+        if step > self._logged_until:
+            self._send(step, values)
+
+    def log_results(self, step: int, values: dict[str, float]) -> None:
+        """Metrics of an evaluation at ``step``."""
+        self._send(step, values)
+
+    def log_parameters(self, values: dict[str, Any]) -> None:
+        """Parameters that the run does not have yet; MLflow refuses to change one."""
+        from mlflow.entities import Param
+
+        have = self._client.get_run(self.run_id).data.params
+        new = [Param(key, str(value)[:PARAMETER_LENGTH]) for key, value in values.items() if key not in have]
+        for begin in range(0, len(new), 100):
+            self._client.log_batch(self.run_id, params=new[begin : begin + 100])
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        """Tags of the run, such as the line that resumes it."""
+        for key, value in tags.items():
+            self._client.set_tag(self.run_id, key, value)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file or a folder's files to the run's artifacts."""
+        send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        send(self.run_id, str(path), folder)
+
+    def close(self, finished: bool) -> None:
+        """Wait for what is on its way and set the run's status: FINISHED or FAILED."""
+        import mlflow
+
+        mlflow.set_tracking_uri(self.uri)
+        mlflow.flush_async_logging()
+        self._client.set_terminated(self.run_id, "FINISHED" if finished else "FAILED")
+
+    def _send(self, step: int, values: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = [Metric(key, float(value), now, step) for key, value in values.items()]
+        self._client.log_batch(self.run_id, metrics=metrics, synchronous=False)
+
+    def _experiment(self) -> str:
+        experiment = self._client.get_experiment_by_name(EXPERIMENT)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        database = self.uri.removeprefix("sqlite:///")
+        artifacts = None if database == self.uri else (Path(database).parent / "mlartifacts").resolve().as_uri()
+        return str(self._client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+
+    def _last_logged_step(self) -> int:
+        history = self._client.get_metric_history(self.run_id, "loss")
+        return max((metric.step for metric in history), default=0)
+
+
+def default_tracking_uri() -> str:
+    """``MLFLOW_TRACKING_URI``, or the sqlite file ``runs/mlflow.db`` below the current folder."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return uri
+    DEFAULT_DATABASE.parent.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{DEFAULT_DATABASE.resolve()}"
+
+
+def _quiet() -> None:
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

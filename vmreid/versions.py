@@ -1,0 +1,30 @@
+"""What a result was made with: package versions, and the commit of this source where it is a git checkout."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+PACKAGES = ("torch", "deepspeed", "timm", "webdataset", "mlflow", "mamba-ssm")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that results depend on, and ``commit``."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found | {"commit": commit()}
+
+
+def commit() -> str:
+    """``git describe`` of the checkout that this file lies in, ``-dirty`` where it has changes; ``unknown`` outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
