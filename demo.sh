@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 PATH=$PWD/.venv/bin:$PATH
 ranks=${RANKS:-2}
+if ! nvidia-smi -L >/dev/null 2>&1; then export DS_ACCELERATOR=cpu; fi
 backbones=(VIT-S MAMBA-S MAMBA-V2)
 data=runs/demo/data
 launch() { deepspeed --num_gpus "$ranks" --log_level warning --module "$@"; }

@@ -60,17 +60,17 @@ def image_folder(root: Path) -> Splits:
     """One folder an identity, below ``train``, ``query`` and ``gallery``, or directly below ``root``.
 
     In the second form the first half of the sorted identities trains, and of each other identity the first picture of
-    each camera is a query. The camera is the number behind ``c`` or ``cam`` in the file name (``0002_c1s1_000451.jpg``);
+    each camera that has more is a query (where none has more: its first picture). Hidden files do not count. The camera is the number behind ``c`` or ``cam`` in the file name (``0002_c1s1_000451.jpg``);
     where no name has one, queries and gallery count as two cameras.
     """
     folders = {name: root / name for name in ("train", "query", "gallery")}
-    if folders["train"].is_dir():
+    if any(folder.is_dir() for folder in folders.values()):
         found = {name: _identity_folders(folder) for name, folder in folders.items()}
     else:
         identities = _identity_folders(root)
         names = sorted(identities)
         test = {name: identities[name] for name in names[len(names) // 2 :]}
-        query = {name: _first_of_each_camera(paths) for name, paths in test.items()}
+        query = {name: _queries(paths) for name, paths in test.items()}
         rest = {name: [path for path in paths if path not in query[name]] for name, paths in test.items()}
         found = {
             "train": {name: identities[name] for name in names[: len(names) // 2]},
@@ -97,18 +97,22 @@ def _identity_folders(folder: Path) -> dict[str, list[Path]]:
         there = ", ".join(sorted(entry.name for entry in folder.parent.iterdir())[:6]) if folder.parent.is_dir() else "nothing"
         raise UserError(f"{folder}: no such folder (beside it: {there}); image_folder needs train, query and gallery")
     found = {
-        entry.name: sorted(path for path in entry.iterdir() if path.suffix.lower() in SUFFIXES)
+        entry.name: sorted(path for path in entry.iterdir() if _is_picture(path))
         for entry in sorted(folder.iterdir())
         if entry.is_dir()
     }
     return {name: paths for name, paths in found.items() if paths}
 
 
-def _first_of_each_camera(paths: list[Path]) -> list[Path]:
-    first: dict[int | None, Path] = {}
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _queries(paths: list[Path]) -> list[Path]:
+    by_camera: dict[int | None, list[Path]] = defaultdict(list)
     for path in paths:
-        first.setdefault(_camera(path), path)
-    return list(first.values())
+        by_camera[_camera(path)].append(path)
+    return [group[0] for group in by_camera.values() if len(group) > 1] or paths[:1]
 
 
 def _camera(path: Path) -> int | None:

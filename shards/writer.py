@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import tarfile
@@ -36,7 +37,9 @@ def write_shards(splits: Splits, out: Path, source: dict[str, str | int | float 
             written = {name: _write_split(name, pictures, out, progress) for name, pictures in splits.items()}
         manifest = Manifest(format_version=FORMAT_VERSION, source=source, splits=written, digest=digest_of(written))
         (out / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # as when the disk is full
+            error.filename = str(out)
         with contextlib.suppress(OSError):
             for path in out.iterdir():
                 path.unlink()
@@ -60,8 +63,9 @@ def _write_split(split: str, pictures: list[Picture], out: Path, progress: Repor
             ranges = [(member.offset_data, member.size) for member in written if member.name.endswith(".jpg")]
         rows += [(item.pid, item.camid, number, *place) for item, place in zip(part, ranges, strict=True)]
         shards.append(Shard(name=path.name, size=path.stat().st_size, sha256=sha256_of(path), pictures=len(part)))
-    index = out / f"{split}.index.npy"
-    np.save(index, np.array(rows, dtype=INDEX_DTYPE))
+    index, data = out / f"{split}.index.npy", io.BytesIO()
+    np.save(data, np.array(rows, dtype=INDEX_DTYPE))
+    index.write_bytes(data.getvalue())  # np.save's own error on a full disk may not say so
     return Split(
         pictures=len(pictures),
         identities=len({picture.pid for picture in pictures}),

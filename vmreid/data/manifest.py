@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +68,19 @@ def sha256_of(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check ``folder/manifest.json``; sizes of all files are compared, their digests are not (shards.verify does).
+    """Read and check ``folder/manifest.json``; sizes of all shards are compared, their digests are not (shards.verify does).
 
     Raises UserError for a missing folder or manifest, another format version, missing or truncated shards.
     """
+    manifest = parse_manifest(folder)
+    for split in manifest.splits.values():
+        for fault in size_faults(folder, split):
+            raise UserError(f"{folder}: {fault}; {REWRITE}")
+    return manifest
+
+
+def parse_manifest(folder: Path) -> Manifest:
+    """``read_manifest`` without a look at the other files."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; --data takes a folder written by python -m shards.write")
     path = folder / "manifest.json"
@@ -91,8 +101,6 @@ def read_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {REWRITE}") from None
     if digest_of(manifest.splits) != manifest.digest:
         raise UserError(f"{path}: digest does not match its contents, so it was edited; {REWRITE}")
-    for split in manifest.splits.values():
-        _check_sizes(folder, split)
     return manifest
 
 
@@ -105,18 +113,23 @@ def require_splits(manifest: Manifest, folder: Path, names: tuple[str, ...]) -> 
 
 def read_index(folder: Path, split: Split) -> np.ndarray:
     """The split's index, memory-mapped: structured array of ``INDEX_DTYPE``, one row a picture, identity-major."""
-    index: np.ndarray = np.load(folder / split.index, mmap_mode="r", allow_pickle=False)
-    if index.dtype != INDEX_DTYPE or len(index) != split.pictures:
-        raise UserError(f"{folder / split.index}: {len(index)} rows, the manifest says {split.pictures}; {REWRITE}")
+    path = folder / split.index
+    try:
+        index: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path}: not readable as an index ({' '.join(str(error).split())}); {REWRITE}") from None
+    if index.dtype != INDEX_DTYPE or index.shape != (split.pictures,):
+        raise UserError(f"{path}: shape {index.shape}, the manifest says {split.pictures} pictures; {REWRITE}")
     return index
 
 
-def _check_sizes(folder: Path, split: Split) -> None:
+def size_faults(folder: Path, split: Split) -> Iterator[str]:
+    """One line for each file of the split that is missing, or a shard of another size than the manifest says."""
     if not (folder / split.index).is_file():
-        raise UserError(f"{folder / split.index}: missing; {REWRITE}")
+        yield f"{split.index}: missing"
     for shard in split.shards:
         path = folder / shard.name
-        size = path.stat().st_size if path.is_file() else None
-        if size != shard.size:
-            has = "missing" if size is None else f"{size} bytes, truncated or changed"
-            raise UserError(f"{path}: {has}; the manifest says {shard.size} bytes; {REWRITE}")
+        if not path.is_file():
+            yield f"{shard.name}: missing"
+        elif path.stat().st_size != shard.size:
+            yield f"{shard.name}: {path.stat().st_size} bytes, truncated or changed; the manifest says {shard.size} bytes"

@@ -89,7 +89,7 @@ class TrainStream:
             wds.batched(self.part, collation_fn=_collate, partial=False),
             _caught,
         )
-        return _unwrapped(DataLoader(pipeline, batch_size=None, num_workers=workers, persistent_workers=False))
+        return _batches(pipeline, workers)
 
     def _samples(self) -> Iterator[Sample]:
         worker = get_worker_info()
@@ -112,9 +112,12 @@ def evaluation_batches(
     folder: Path, split: Split, size: tuple[int, int], batch_size: int, *, rank: int, world: int, workers: int
 ) -> Iterator[Batch]:
     """This rank's share of a split: every ``world``-th shard, whole. The last batch may be smaller; there may be none."""
-    paths = [str(folder / shard.name) for shard in split.shards[rank::world]]
+    shards = split.shards[rank::world]
+    paths = [str(folder / shard.name) for shard in shards]
 
     def pictures(sample: Sample) -> Sample:
+        if not {"jpg", "json"} <= sample.keys():
+            raise UserError(f"{sample['__url__']}: picture {sample['__key__']} lacks a member; {REWRITE}")
         fields = json.loads(sample["json"])
         image_CHW = resize(decode(sample["jpg"], f"{Path(sample['__url__']).name} picture {sample['__key__']}"), size)
         return _sample(image_CHW, int(fields["pid"]), int(fields["camid"]), int(sample["__key__"]))
@@ -129,7 +132,12 @@ def evaluation_batches(
         wds.batched(batch_size, collation_fn=_collate, partial=True),
         _caught,
     )
-    yield from _unwrapped(DataLoader(pipeline, batch_size=None, num_workers=min(workers, len(paths))))
+    missing = sum(shard.pictures for shard in shards)
+    for batch in _batches(pipeline, min(workers, len(paths))):
+        missing -= len(batch.rows_B)
+        yield batch
+    if missing:  # a tar cut between two members reads as a shorter one
+        raise UserError(f"{folder}: {missing} pictures fewer than the manifest says, truncated while in use; {REWRITE}")
 
 
 def _sample(image_CHW: torch.Tensor, identity: int, camid: int, row: int) -> Sample:
@@ -150,10 +158,16 @@ def _caught(batches: Iterator[Batch]) -> Iterator[Batch | _Failure]:
         yield _Failure(str(error))
     except (tarfile.TarError, EOFError) as error:
         yield _Failure(f"{' '.join(str(error).split())}: a shard is not whole; {REWRITE}")
+    except OSError as error:
+        yield _Failure(f"{error}; see that the shards are still there and can be read")
 
 
-def _unwrapped(batches: DataLoader[Batch | _Failure]) -> Iterator[Batch]:
-    for batch in batches:
+def _batches(pipeline: wds.DataPipeline, workers: int) -> Iterator[Batch]:
+    """A generator of its own keeps the loader from drawing from the global one, which a resumed run would see moved."""
+    loader: DataLoader[Batch | _Failure] = DataLoader(
+        pipeline, batch_size=None, num_workers=workers, generator=torch.Generator().manual_seed(0)
+    )
+    for batch in loader:
         if isinstance(batch, _Failure):
             raise UserError(batch.message)
         yield batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch.distributed as dist
 from vmreid.engine.start import gathered
 from vmreid.errors import UserError
 from vmreid.run_folder import WEIGHTS, RunFolder, write_atomically
+
+STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ def save_checkpoint(engine: Any, folder: RunFolder, state: TrainingState) -> Non
     weights = consolidated_weights(engine)
     if dist.get_rank() == 0:
         path = folder.checkpoints / name / WEIGHTS
+        write_atomically(path.with_name(STATE), json.dumps(asdict(state)) + "\n")
         partial = path.with_suffix(".partial")
         safetensors.torch.save_file(weights, partial)
         partial.replace(path)
@@ -58,18 +62,8 @@ def consolidated_weights(engine: Any) -> dict[str, torch.Tensor]:
     return weights
 
 
-def load_checkpoint(engine: Any, folder: RunFolder, checkpoint: Path, data_digest: str) -> TrainingState:
-    """All ranks. Load weights, optimizer and state. Raises UserError where they do not fit this run."""
-    _, client_state = _load(engine, folder, checkpoint)
-    state = TrainingState(**client_state["vmreid"])
-    if state.data_digest != data_digest:
-        raise UserError(
-            f"{checkpoint}: trained on data {state.data_digest[:12]}, --data has {data_digest[:12]}; resume with the same data"
-        )
-    return state
-
-
-def _load(engine: Any, folder: RunFolder, checkpoint: Path) -> tuple[str, dict[str, Any]]:
+def load_checkpoint(engine: Any, folder: RunFolder, checkpoint: Path) -> TrainingState:
+    """All ranks. Load weights, optimizer and state. Raises UserError where they do not fit this model."""
     try:
         path, client_state = engine.load_checkpoint(str(folder.checkpoints), tag=checkpoint.name)
     except (RuntimeError, KeyError, ValueError, AssertionError, FileNotFoundError) as error:
@@ -77,14 +71,18 @@ def _load(engine: Any, folder: RunFolder, checkpoint: Path) -> tuple[str, dict[s
         raise UserError(f"{checkpoint}: does not fit this model and number of ranks ({reason}); use a new --out") from error
     if path is None:
         raise UserError(f"{checkpoint}: holds no DeepSpeed checkpoint; name another in {folder.latest_file}")
-    return path, client_state
+    return TrainingState(**client_state["vmreid"])
 
 
-def check_world(checkpoint: Path, world: int) -> None:
-    """Raise UserError before the process group starts where the checkpoint was written by another number of ranks."""
-    shards = len(list(checkpoint.glob("*zero_pp_rank_*_optim_states.pt"))) or world
-    if shards != world:
-        raise UserError(f"{checkpoint}: written by {shards} ranks, this run has {world}; resume on {shards}, or use a new --out")
+def check_resumable(checkpoint: Path, world: int, data_digest: str) -> None:
+    """Rank 0, before the process group starts. Raise UserError for another number of ranks or other data."""
+    state = TrainingState(**json.loads((checkpoint / STATE).read_text()))
+    if state.world != world:
+        raise UserError(f"{checkpoint}: written by {state.world} ranks, this run has {world}; resume on {state.world}")
+    if state.data_digest != data_digest:
+        raise UserError(
+            f"{checkpoint}: trained on data {state.data_digest[:12]}, --data has {data_digest[:12]}; resume with the same data"
+        )
 
 
 def _keep_last_two(folder: RunFolder, newest: str) -> None:

@@ -11,14 +11,12 @@ from vmreid.data.streams import Batch
 from vmreid.errors import UserError
 
 
-class NonFiniteError(UserError):
-    """Training met a NaN or an infinity. No parameter was changed by it unless the gradient alone was non-finite."""
-
-    def __init__(self, step: int, where: str) -> None:
-        super().__init__(
-            f"step {step}: non-finite value, first in {where}; the last checkpoint is kept. Lower optim.lr or lengthen "
-            "optim.warmup_epochs, and see that gradient_clipping is on"
-        )
+def non_finite(step: int, where: str) -> UserError:
+    """The error for a NaN or an infinity. No parameter was changed by it, unless the gradient alone was non-finite."""
+    return UserError(
+        f"step {step}: non-finite value, first in {where}; the last checkpoint is kept. Lower optim.lr or lengthen "
+        "optim.warmup_epochs, and see that gradient_clipping is on"
+    )
 
 
 def first_non_finite(module: nn.Module, batch: Batch) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from vmreid.data.identity_batches import IdentityBatches, check_split_over_ranks
 from vmreid.data.manifest import Manifest, read_index, read_manifest, require_splits
-from vmreid.engine.checkpoint import check_world
+from vmreid.engine.checkpoint import check_resumable
 from vmreid.engine.deepspeed_config import accumulation_steps, check_precision, read_deepspeed_config
 from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
@@ -65,7 +65,7 @@ def prepare(recipe: Recipe, recipe_name: str, out: Path, data: Path, resume: boo
     )
     checkpoint = _prepare_folder(folder, recipe, deepspeed, resume)
     if checkpoint:
-        check_world(checkpoint, world)
+        check_resumable(checkpoint, world, manifest.digest)
     return Plan(recipe, recipe_name, folder, data, manifest, deepspeed, deepspeed_path, scan_backend, scan_reason, checkpoint)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ def gathered(parameters: list[nn.Parameter]) -> Any:
 def _import_deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's own old calls
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)

@@ -21,7 +21,7 @@ from vmreid.data.transforms import TrainTransform
 from vmreid.distributed import Place
 from vmreid.engine.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from vmreid.engine.deepspeed_config import accumulation_steps, precision_name, with_derived_keys, zero_stage
-from vmreid.engine.guard import NonFiniteError, first_non_finite
+from vmreid.engine.guard import first_non_finite, non_finite
 from vmreid.engine.memory import peak_bytes
 from vmreid.engine.prepare import Plan
 from vmreid.engine.start import make_engine
@@ -59,7 +59,7 @@ class Trainer:
         self.engine = make_engine(TrainingModule(model, recipe.loss), build_optimizer(model, recipe.optim), config)
         self.step = 0
         if plan.checkpoint:
-            self.step = load_checkpoint(self.engine, plan.folder, plan.checkpoint, plan.manifest.digest).step
+            self.step = load_checkpoint(self.engine, plan.folder, plan.checkpoint).step
         transform = TrainTransform(recipe.data.image_size, recipe.data.augment)
         ranges = ShardRanges(plan.data, split, index)
         self.stream = TrainStream(
@@ -97,14 +97,14 @@ class Trainer:
             batch = to_device(next(loader), self.place.device)
             result: StepResult = self.engine(batch)
             if not math.isfinite(result.loss.item()):  # equal on all ranks, so all stop
-                raise NonFiniteError(self.step + 1, first_non_finite(self.engine.module, batch))
+                raise non_finite(self.step + 1, first_non_finite(self.engine.module, batch))
             self.engine.backward(result.loss)
             norm_at_stage_0 = self._norm_at_stage_0()
             self.engine.step()
             results.append(result)
         norm = float(self.engine.get_global_grad_norm() if norm_at_stage_0 is None else norm_at_stage_0)
         if not math.isfinite(norm):
-            raise NonFiniteError(self.step + 1, f"gradient norm {norm}, while the loss was finite")
+            raise non_finite(self.step + 1, f"gradient norm {norm}, while the loss was finite")
         return results, norm
 
     def _norm_at_stage_0(self) -> torch.Tensor | None:

@@ -19,9 +19,13 @@ FOLDER = Path(__file__).parent
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-4`` as text; people mean a number."""
+    """YAML 1.1 reads ``1e-4`` as text and ``2024-01-01`` as a date; people mean a number and a name."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -51,7 +55,7 @@ def load_recipe(name: str, flags: Mapping[str, Any], assignments: Sequence[str])
             raise UserError(f"--set {assignment}: needs the form key=value, such as --set optim.lr=1e-4")
         _assign(values, key.strip(), text, "--set", origins)
     try:
-        return Recipe.model_validate_json(json.dumps(values))
+        return Recipe.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
         raise UserError(_explain(error, path, origins)) from None
 
@@ -78,7 +82,7 @@ def _find(name: str) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         values = parse_yaml(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); mend the file") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of sections, such as in {FOLDER / 'note.yaml'}")
@@ -109,18 +113,21 @@ def _assign(values: dict[str, Any], key: str, text: str, flag: str, origins: dic
         annotation = schema.model_fields[parent].annotation
         schema = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
         section = section.setdefault(parent, {})
+        if schema and not isinstance(section, dict):
+            raise UserError(f"{flag} {key}: {parent} = {section} is set already, and not to a mapping; leave out one of the two")
     assert schema is not None
     takes_text = str in (schema.model_fields[leaf].annotation, *get_args(schema.model_fields[leaf].annotation))
     try:
         value = parse_yaml(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         value = text
     section[leaf] = text if takes_text and value is not None else value
     origins[key] = f"--set {key}={text}" if flag == "--set" else f"{flag} {text}"
 
 
 def _explain(error: ValidationError, path: Path, origins: Mapping[str, str]) -> str:
-    first = error.errors()[0]
+    faults = error.errors()  # a misspelt key is a missing one too: tell of the former
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     parts = [str(part) for part in first["loc"]]
     key = ".".join(parts)
     origin = next((text for name, text in origins.items() if key == name or key.startswith(name + ".")), None)
@@ -133,13 +140,19 @@ def _explain(error: ValidationError, path: Path, origins: Mapping[str, str]) -> 
     if first["type"] == "value_error":
         involved = [text for name, text in origins.items() if name in rule]
         return f"{' '.join(involved) or path}: {rule}"
-    where = origin or f"{path}: {key}"
     if first["type"] == "missing" and not isinstance(first["loc"][-1], int):
-        return f"{where}: is missing; the recipe {FOLDER / 'note.yaml'} shows every key"
+        return f"{origin or path}: {key} is missing; the recipe {FOLDER / 'note.yaml'} shows every key"
+    value, where = first["input"], key
     if first["type"] == "missing":
-        rule = "a list with more values"
-    value = "" if origin else f" = {json.dumps(first['input'])}"
-    return f"{where}{value}: {key} must be {rule}"
+        where, rule = ".".join(parts[:-1]), "a list with more values"
+    elif first["type"] == "too_long":
+        rule = f"a list of {first['ctx']['max_length']} values"
+    elif rule == "a valid array":
+        rule = "a list"
+    elif rule == "an object":
+        rule = "a section with keys of its own"
+    given = origin or f"{path}: {where} = {json.dumps(value)}"
+    return f"{given}: {where} must be {rule}"
 
 
 def _unknown(key: str, known: Sequence[str], where: str) -> str:

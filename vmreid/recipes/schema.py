@@ -56,9 +56,9 @@ class Data(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if min(self.std) == 0:
-            raise ValueError("std must be above 0 in each channel")
+            raise ValueError(f"data.std {list(self.std)} must be above 0 in each channel")
         if not 0 < self.augment.crop_scale[0] <= self.augment.crop_scale[1]:
-            raise ValueError("augment.crop_scale must be [low, high] with 0 < low <= high")
+            raise ValueError(f"data.augment.crop_scale {list(self.augment.crop_scale)} must be [low, high] with 0 < low <= high")
         return self
 
 
