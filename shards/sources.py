@@ -60,8 +60,9 @@ def image_folder(root: Path) -> Splits:
     """One folder an identity, below ``train``, ``query`` and ``gallery``, or directly below ``root``.
 
     In the second form the first half of the sorted identities trains, and of each other identity the first picture of
-    each camera that has more is a query (where none has more: its first picture). Hidden files do not count. The camera is the number behind ``c`` or ``cam`` in the file name (``0002_c1s1_000451.jpg``);
-    where no name has one, queries and gallery count as two cameras.
+    each camera that has more is a query (where none has more: its first picture). Hidden files do not count. The camera
+    is the number behind ``c`` or ``cam`` in the file name (``0002_c1s1_000451.jpg``); where no name has one, queries and
+    gallery count as two cameras.
     """
     folders = {name: root / name for name in ("train", "query", "gallery")}
     if any(folder.is_dir() for folder in folders.values()):
@@ -128,13 +129,12 @@ def vehicle_khoa(root: Path) -> Splits:
 
     An identity is the pair (type, number): numbers repeat between types.
     """
-    listed = {"train": _list(root, "train") + _list(root, "val"), "test": _list(root, "test")}
     identities: dict[tuple[str, int], list[tuple[str, str, int]]] = defaultdict(list)
-    for part, names in listed.items():
-        for name in names:
+    for listed, part in (("train", "train"), ("val", "train"), ("test", "test")):
+        for name in _list(root, listed):
             match = KHOA_NAME.match(name)
             if not match:
-                raise UserError(f"{root}: {name} in the {part} list is not TYPE_NUMBER_camN.jpg; take the list as published")
+                raise UserError(f"{root / listed}.txt: {name} is not TYPE_NUMBER_camN.jpg; take the list as published")
             identities[match[1], int(match[2])].append((part, name, int(match[3])))
     splits: Splits = {"train": [], "query": [], "gallery": []}
     for pid, key in enumerate(sorted(identities)):

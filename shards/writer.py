@@ -31,7 +31,10 @@ def write_shards(splits: Splits, out: Path, source: dict[str, str | int | float 
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not an empty folder; give a new --out, or remove it first")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
     try:
         with Reporter("writing pictures", sum(map(len, splits.values()))) as progress:
             written = {name: _write_split(name, pictures, out, progress) for name, pictures in splits.items()}

@@ -1,4 +1,4 @@
-"""The house: imports run downhill, heavy packages have one door each, files stay short. Read from the sources, not by importing."""
+"""The house: imports run downhill, heavy packages have one door each, files stay short. Sources are read, not imported."""
 
 from __future__ import annotations
 

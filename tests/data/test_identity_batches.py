@@ -141,7 +141,14 @@ def small_train(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Split]:
 
 
 def read(
-    place: tuple[Path, Split], rank: int = 0, world: int = 1, accumulation: int = 1, *, begin: int = 0, end: int = 5, workers: int = 0
+    place: tuple[Path, Split],
+    rank: int = 0,
+    world: int = 1,
+    accumulation: int = 1,
+    *,
+    begin: int = 0,
+    end: int = 5,
+    workers: int = 0,
 ) -> list[Batch]:
     folder, split = place
     index = read_index(folder, split)
@@ -191,6 +198,7 @@ def test_the_same_batches_on_any_number_of_ranks(small_train: tuple[Path, Split]
             assert set(Counter(batch.ids_B.tolist()).values()) == {2}
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_same_batches_with_workers(small_train: tuple[Path, Split], workers: int) -> None:
     expected = read(small_train, 1, 2, 2)

@@ -25,7 +25,7 @@ Small = tuple[Path, Manifest, Encoded]
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Small:
     folder = tmp_path_factory.mktemp("sets") / "small"
-    test = {pid: 3 for pid in range(50, 55)}
+    test = dict.fromkeys(range(50, 55), 3)
     return folder, *write_small_set(folder, train={9: 4, 2: 1, 40: 3, 5: 6}, query=test, gallery=test)
 
 

@@ -30,7 +30,7 @@ Small = tuple[Path, Manifest, Encoded]
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Small:
     folder = tmp_path_factory.mktemp("sets") / "small"
-    return folder, *write_small_set(folder, train={pid: 3 for pid in range(6)}, query=QUERY, gallery=GALLERY)
+    return folder, *write_small_set(folder, train=dict.fromkeys(range(6), 3), query=QUERY, gallery=GALLERY)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_a_rank_without_a_shard_gives_nothing(written: Small, ranks: Pool) -> No
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_evaluation_with_workers(written: Small, workers: int) -> None:
-    folder, manifest, encoded = written
+    folder, manifest, _ = written
     batches = list(evaluate(folder, manifest, "gallery", workers))
     rows = sorted(row for batch in batches for row in batch.rows_B.tolist())
     assert rows == list(range(18))
@@ -103,7 +103,7 @@ def test_evaluation_with_workers(written: Small, workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_picture_that_does_not_decode(tmp_path: Path, workers: int) -> None:
-    manifest, _ = write_small_set(tmp_path / "set", train={pid: 3 for pid in range(6)}, gallery={1: 1}, broken=name_of(4, 1))
+    manifest, _ = write_small_set(tmp_path / "set", train=dict.fromkeys(range(6), 3), gallery={1: 1}, broken=name_of(4, 1))
     text = complaint(train(tmp_path / "set", manifest, workers))
     assert text.startswith("train-000004.tar picture 00000013: does not decode")
     assert "shards.verify" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,6 +28,15 @@ SMALL = {
     "MAMBA-S": Model(backbone="MAMBA-S", dim=32, depth=2, heads=2),
     "MAMBA-V2": Model(backbone="MAMBA-V2", dim=32, depth=2, d_state=4),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small work: several threads would wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def build(model: Model, seed: int = 0, size: tuple[int, int] = SIZE, scan_backend: str = "torch") -> Backbone:
@@ -99,9 +109,7 @@ def mamba_s_count(dim: int, depth: int, expand: int = 2, patch: int = 16, patche
     return token_count(dim, patch, patches) + depth * (dim * 4 * inner + inner * dim + 2 * dim) + 2 * dim
 
 
-def mamba_v2_count(
-    dim: int, depth: int, expand: int = 2, d_state: int = 16, patch: int = 16, patches: int = PATCHES
-) -> int:
+def mamba_v2_count(dim: int, depth: int, expand: int = 2, d_state: int = 16, patch: int = 16, patches: int = PATCHES) -> int:
     inner, rank = expand * dim, -(-dim // 16)
     projections, convolution, norm = dim * 2 * inner + inner * dim, 9 * inner + inner, 2 * inner
     scan = 4 * ((rank + 2 * d_state) * inner + inner * rank + inner + inner * d_state + inner)  # x_proj, dt_proj and bias, A, D

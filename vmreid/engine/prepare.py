@@ -51,7 +51,7 @@ def prepare(recipe: Recipe, recipe_name: str, out: Path, data: Path, resume: boo
     deepspeed_path, deepspeed = read_deepspeed_config(recipe.deepspeed_config, recipe_name)
     check_precision(deepspeed, recipe.model.backbone, deepspeed_path)
     check_split_over_ranks(recipe.identities_per_batch, world, accumulation_steps(deepspeed))
-    scan_backend, scan_reason = choose_backend(recipe.model.scan_backend, device)
+    scan_backend, scan_reason = choose_backend(recipe.model.scan_backend, device, recipe.train.deterministic)
     manifest = read_manifest(data)
     require_splits(manifest, data, ("train",))
     index = read_index(data, manifest.splits["train"])

@@ -36,10 +36,11 @@ def selective_scan(
     return _SCANS[backend](u_BDL, delta_BDL, A_DN, B_BKNL, C_BKNL, D_D, delta_bias_D)
 
 
-def choose_backend(name: str, device: torch.device) -> tuple[str, str]:
+def choose_backend(name: str, device: torch.device, deterministic: bool = False) -> tuple[str, str]:
     """Return the backend to run on ``device`` and one sentence for the log that says why.
 
-    ``name`` is one of ``BACKENDS``; "auto" takes mamba_ssm on CUDA where it imports, else torch. Raises UserError for
+    ``name`` is one of ``BACKENDS``; "auto" takes mamba_ssm on CUDA where it imports, else torch.
+    ``deterministic`` asks for the same bits in every run, which mamba_ssm does not give. Raises UserError for
     an unknown name, and for a backend that is asked for by name and cannot run.
     """
     if name not in BACKENDS:
@@ -52,12 +53,17 @@ def choose_backend(name: str, device: torch.device) -> tuple[str, str]:
         available, reason = probe()
     else:
         available, reason = False, f"mamba_ssm runs on CUDA only, and the device is {device.type}"
+    if deterministic and available:
+        available, reason = False, "train.deterministic is on, and mamba_ssm's backward adds in an order that varies"
     if available:
         return "mamba_ssm", f"mamba_ssm: {'asked for by name' if name == 'mamba_ssm' else reason}"
     if name == "mamba_ssm":
+        if deterministic and device.type == "cuda":
+            raise UserError(f"scan backend 'mamba_ssm' cannot run: {reason}; take model.scan_backend=torch")
         raise UserError(
             f"scan backend 'mamba_ssm' cannot run: {reason}; pip install -e '.[cuda]' brings it on a CUDA machine, "
             "backend 'torch' runs everywhere"
         )
-    way = "; pip install -e '.[cuda]' brings the faster CUDA scan" if device.type == "cuda" else ""
+    missing = device.type == "cuda" and not deterministic
+    way = "; pip install -e '.[cuda]' brings the faster CUDA scan" if missing else ""
     return "torch", f"torch: {reason}{way}"

@@ -93,8 +93,8 @@ def load_published(backbone: Backbone, path: Path) -> str:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path}: not readable as weights ({str(error).splitlines()[0]}); give a plain state dict") from None
-    if not isinstance(state, dict):
-        raise UserError(f"{path}: holds a {type(state).__name__}, not a state dict; give a plain state dict")
     for wrapper in ("model", "state_dict"):
-        state = state.get(wrapper, state)
+        state = state.get(wrapper, state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
+        raise UserError(f"{path}: is not a state dict, names with tensors and nothing else; give a plain state dict")
     return cast(ViT, backbone).load_published(state, path.name)

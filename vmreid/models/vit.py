@@ -37,7 +37,12 @@ class ViT(Backbone):
         Returns a one-line report. Raises UserError where a parameter is missing, unexpected or of another shape.
         """
         own = self.vit.state_dict()
-        filtered = checkpoint_filter_fn(state, self.vit)
+        try:
+            filtered = checkpoint_filter_fn(state, self.vit)
+        except Exception as error:  # timm converts many layouts, and fails in as many ways on what is none of them
+            raise UserError(
+                f"{name}: timm cannot read it as a ViT ({str(error).splitlines()[0]}); give a checkpoint that timm published"
+            ) from None
         left = sorted(key for key in filtered if key.startswith("head."))
         given = {key: value for key, value in filtered.items() if key not in left}
         shapes = [key for key in own if key in given and given[key].shape != own[key].shape]
@@ -48,9 +53,9 @@ class ViT(Backbone):
         ):
             if keys:
                 raise UserError(
-                    f"{name}: {what} {keys[0]} ({len(keys)} such): not a timm checkpoint of this backbone's dim, depth and "
-                    "patch; choose the backbone that it was published for"
+                    f"{name}: {what} {keys[0]} ({len(keys)} such): not a timm checkpoint of this backbone's dim and depth; "
+                    "choose the backbone that it was published for"
                 )
         self.vit.load_state_dict(given)
-        resized = [key for key in given if key in state and state[key].shape != given[key].shape]
+        resized = [key for key in given if key in state and state[key] is not given[key]]
         return f"{len(given)} tensors from {name}, resized: {', '.join(resized) or 'none'}, left: {', '.join(left) or 'none'}"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vmreid.models import build_backbone
 from vmreid.precision import computes_bf16
@@ -52,7 +53,7 @@ def _step(backbone: nn.Module, size: Sequence[int], batch: int) -> Callable[[], 
     images_BCHW = torch.randn(batch, 3, *size, device=device)
 
     def step() -> None:
-        backbone.zero_grad(set_to_none=True)
+        backbone.zero_grad(set_to_none=False)  # gradients that stay do not hide the activations' peak
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=computes_bf16(device)):
             feature_BF = backbone(images_BCHW)
         feature_BF.float().square().sum().backward()
@@ -69,8 +70,8 @@ def _timed(step: Callable[[], None], device: torch.device) -> float:
 
 
 def _peak_bytes(step: Callable[[], None], device: torch.device) -> int:
+    step()
     if device.type == "cuda":
-        step()
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         step()
@@ -91,6 +92,9 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for given in tree_leaves((args, kwargs)):
+            if isinstance(given, torch.Tensor):
+                self._known.add(given.untyped_storage())  # so that a view of what was there before is not counted
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import itertools
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -68,7 +69,10 @@ def as_text(comparison: Comparison) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """Headings, table, legend."""
-    rows = ["| " + " | ".join(line) + " |" for line in (HEADINGS, ("---",) * len(HEADINGS), *lines(comparison))]
+    rows = [
+        "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |"
+        for line in (HEADINGS, ("---",) * len(HEADINGS), *lines(comparison))
+    ]
     notes = [f"- {text}" for text in legend(comparison)]
     warnings = [f"**Warning:** {text}" for text in comparison.warnings]
     return "\n".join(["# Comparison", "", *warnings, *rows, "", *notes, ""])
@@ -107,32 +111,37 @@ def _protocol(comparison: Comparison) -> str:
 
 def _loss_curves(comparison: Comparison) -> str:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for colour, (name, curve) in zip(COLOURS, comparison.curves.items(), strict=False):
+    for colour, (name, curve) in zip(itertools.cycle(COLOURS), comparison.curves.items(), strict=False):
         axes.plot(curve["step"], curve["loss"], color=colour, alpha=0.25, linewidth=1)
-        axes.plot(curve["step"], _smoothed(curve["loss"]), color=colour, linewidth=1.8, label=name)
+        axes.plot(curve["step"], _smoothed(curve["loss"]), color=colour, linewidth=1.8, label=_plain(name))
     axes.set(xlabel="step", ylabel="loss", title="Convergence: training loss, smoothed")
     return _svg(figure, axes)
 
 
 def _gradient_curves(comparison: Comparison) -> str:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for colour, (name, curve) in zip(COLOURS, comparison.curves.items(), strict=False):
-        axes.plot(curve["step"], curve["grad_norm"], color=colour, linewidth=1.2, label=name)
+    for colour, (name, curve) in zip(itertools.cycle(COLOURS), comparison.curves.items(), strict=False):
+        axes.plot(curve["step"], curve["grad_norm"], color=colour, linewidth=1.2, label=_plain(name))
     axes.set(xlabel="step", ylabel="gradient norm before clipping", yscale="log", title="Stability: gradient norm")
     return _svg(figure, axes)
 
 
 def _growth(comparison: Comparison) -> str:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for colour, row in zip(COLOURS, comparison.rows, strict=False):
+    for colour, row in zip(itertools.cycle(COLOURS), comparison.rows, strict=False):
         tokens, seconds = list(row.seconds_by_tokens), list(row.seconds_by_tokens.values())
-        axes.plot(tokens, seconds, "o-", color=colour, label=f"{row.name}: n^{row.exponent:.2f}")
+        axes.plot(tokens, seconds, "o-", color=colour, label=f"{_plain(row.name)}: n^{row.exponent:.2f}")
         axes.set_xticks(tokens, [str(count) for count in tokens])
         axes.minorticks_off()
     axes.set(xlabel="patch tokens", ylabel="seconds, forward + backward", title="Complexity: time over tokens")
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(tokens, [str(count) for count in tokens])
     return _svg(figure, axes)
+
+
+def _plain(name: str) -> str:
+    """matplotlib would read what stands between two dollars as a formula."""
+    return name.replace("$", r"\$")
 
 
 def _smoothed(values: list[float]) -> list[float]:

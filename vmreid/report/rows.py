@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
 from vmreid.models import build_backbone
 from vmreid.report.measure import fitted_exponent, peak_bytes_per_picture, seconds_by_tokens
@@ -54,9 +56,14 @@ class Comparison:
 
 def compare_runs(folders: list[RunFolder], device: torch.device) -> Comparison:
     """Read runs and measure their backbones on ``device``. Raises UserError for a run that was not trained or evaluated."""
-    names = _names(folders)
+    names = run_names(folders)
     metrics = {name: folder.metrics() for name, folder in zip(names, folders, strict=True)}
     logs = {name: folder.log() for name, folder in zip(names, folders, strict=True)}
+    for name, folder in zip(names, folders, strict=True):
+        if not logs[name]:
+            raise UserError(
+                f"{folder.path}: no step in log.jsonl; train it first with python -m launcher.train --out {folder.path}"
+            )
     rows = [_row(name, folder, metrics[name], logs[name], device) for name, folder in zip(names, folders, strict=True)]
     floors: dict[str, dict[str, float]] = {}
     for name in names:
@@ -93,7 +100,7 @@ def _row(name: str, folder: RunFolder, metrics: dict[str, Any], log: list[dict[s
         nonfinite_steps=nonfinite,
         gradient_tail=tail,
         bytes_per_picture=peak_bytes_per_picture(recipe.model, size, backend, device),
-        images_per_s=statistics.median([entry["images_per_s"] for entry in log][FIRST_STEPS_LEFT_OUT:] or [math.nan]),
+        images_per_s=statistics.median(entry["images_per_s"] for entry in log[FIRST_STEPS_LEFT_OUT:] or log[-1:]),
         final_loss=log[-1]["loss"],
     )
 
@@ -104,15 +111,17 @@ def stability(log: list[dict[str, Any]]) -> tuple[int, float]:
     if not finite:
         return len(log), math.nan
     norms = torch.tensor(finite, dtype=torch.float64)
-    return len(log) - len(finite), float(norms.quantile(0.99) / norms.median())
+    return len(log) - len(finite), float(norms.quantile(0.99) / norms.quantile(0.5))
 
 
-def _names(folders: list[RunFolder]) -> list[str]:
-    """Folder names, with their parents where two are alike."""
-    names = [folder.path.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        names = [f"{folder.path.resolve().parent.name}/{name}" for folder, name in zip(folders, names, strict=True)]
-    return names
+def run_names(folders: list[RunFolder]) -> list[str]:
+    """The shortest ends of the folders' paths that tell them apart. Raises UserError for a run given twice."""
+    paths = [folder.path.resolve() for folder in folders]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"{path}: given {paths.count(path)} times; name each run once")
+    depth = next(depth for depth in itertools.count(1) if len({path.parts[-depth:] for path in paths}) == len(paths))
+    return ["/".join(path.parts[-depth:]) for path in paths]
 
 
 def _warnings(protocols: dict[str, dict[str, Any]]) -> list[str]:

@@ -1,0 +1,290 @@
+"""The comparison: what it measures on things whose cost is known, and one set of numbers in JSON, markdown and page."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vmreid.errors import UserError
+from vmreid.recipes import dump_recipe, load_recipe
+from vmreid.recipes.schema import Model
+from vmreid.report.measure import LiveBytes, fitted_exponent, peak_bytes_per_picture
+from vmreid.report.render import HEADINGS, as_markdown, as_page, as_text
+from vmreid.report.rows import Comparison, compare_runs, run_names, stability
+from vmreid.run_folder import RunFolder
+
+CPU = torch.device("cpu")
+DIGEST = {"same": "a1b2c3d4e5f6" * 5, "other": "f6e5d4c3b2a1" * 5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small work: several threads would wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def write_run(folder: Path, backbone: str, mean_ap: float, digest: str = DIGEST["same"], steps: int = 12) -> RunFolder:
+    """What training and evaluation leave behind, with chosen numbers."""
+    folder.mkdir(parents=True)
+    words = [f"model.backbone={backbone}", "model.dim=16", "model.depth=1"]
+    words += ["model.d_state=2"] if backbone == "MAMBA-V2" else ["model.heads=2"]
+    (folder / "recipe.yaml").write_text(dump_recipe(load_recipe("demo", {}, [*words, "data.image_size=[64, 32]"])))
+    log = [
+        {"step": step, "epoch": 0, "loss": 9.0 - step / 2, "lr": 1e-4, "grad_norm": 1.0 + step, "images_per_s": 50.0 + step}
+        for step in range(1, steps + 1)
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    scores = {"mAP": mean_ap, "rank1": mean_ap + 0.125, "mINP": mean_ap / 2}
+    floors = {"untrained": 0.0625, "chance": 0.03125, "histogram": 0.25}
+    metrics = {
+        **scores,
+        "baselines": {name: {"mAP": value, "rank1": value / 2, "mINP": value / 4} for name, value in floors.items()},
+        "protocol": {"metric": "cosine", "image_size": [64, 32], "data_digest": digest},
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return RunFolder(folder)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    root = tmp_path_factory.mktemp("runs")
+    runs = [write_run(root / "vit", "VIT-S", 0.375), write_run(root / "mamba", "MAMBA-V2", 0.3125)]
+    return compare_runs(runs, CPU)
+
+
+class Page(HTMLParser):
+    """Table cells by line, texts of the warnings, and every address that a browser would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.lines: list[list[str]] = []
+        self.warnings: list[str] = []
+        self.fetched: list[str] = []
+        self.tags: list[str] = []
+        self._into: list[str] | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        given = dict(attrs)
+        self.fetched += [str(given[key]) for key in ("src", "href", "xlink:href", "data", "action") if key in given]
+        if tag == "tr":
+            self.lines.append([])
+        if tag in ("td", "th"):
+            self._into = self.lines[-1]
+        elif tag == "p" and given.get("class") == "warning":
+            self._into = self.warnings
+        if self._into is not None and tag in ("td", "th", "p"):
+            self._into.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th", "p"):
+            self._into = None
+
+    def handle_data(self, data: str) -> None:
+        if self._into is not None:
+            self._into[-1] += data
+
+
+def markdown_lines(text: str) -> list[list[str]]:
+    """Cells of a markdown table, the line below the headings left out."""
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip().replace(r"\|", "|") for cell in line] for line in lines]
+    return [line for line in cells if set(line) != {"---"}]
+
+
+def test_stability_counts_non_finite_steps_and_takes_the_tail_of_the_others() -> None:
+    log = [{"loss": 1.0, "grad_norm": float(norm)} for norm in range(1, 101)]
+    nonfinite, tail = stability(log)
+    assert nonfinite == 0
+    assert tail == pytest.approx((99 + 0.01) / 50.5)
+    log += [{"loss": math.nan, "grad_norm": 1e9}, {"loss": 1.0, "grad_norm": math.inf}]
+    assert stability(log) == (2, pytest.approx(tail))
+
+
+def test_stability_of_equal_norms_is_1_and_of_none_is_unknown() -> None:
+    assert stability([{"loss": 1.0, "grad_norm": 3.0}] * 4) == (0, pytest.approx(1))
+    nonfinite, tail = stability([{"loss": math.inf, "grad_norm": 1.0}] * 3)
+    assert nonfinite == 3
+    assert math.isnan(tail)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 1.5, 2.0])
+def test_the_exponent_of_a_power_is_found(exponent: float) -> None:
+    assert fitted_exponent({n: 3e-4 * n**exponent for n in (32, 128, 512)}) == pytest.approx(exponent)
+
+
+def test_the_exponent_of_a_mixture_lies_between() -> None:
+    assert 1 < fitted_exponent({n: 1e-3 * n + 1e-5 * n**2 for n in (32, 128, 512)}) < 2
+
+
+def test_live_bytes_of_a_chain_of_which_two_tensors_live_at_once() -> None:
+    x = torch.zeros(1000)
+    with LiveBytes() as live:
+        y = x + 1
+        z = y * 2
+        del y
+        z = z + 1  # the old z dies after the new one is made
+        assert live.now == 4000
+    assert live.peak == 8000
+
+
+def test_live_bytes_count_neither_views_nor_work_in_place_nor_what_was_there_before() -> None:
+    x = torch.zeros(1000)
+    with LiveBytes() as live:
+        x.view(10, 100).t().mul_(2)
+        assert live.peak == 0
+        y = x.double()
+        y.view(10, 100).t().mul_(2)
+        y += 1
+    assert live.peak == live.now == 8000
+
+
+def test_live_bytes_of_a_backward_pass() -> None:
+    """Two saved products of 4000 bytes and a third result, a sum of 4, its gradient of 4, and two gradients at once."""
+    weight = nn.Parameter(torch.zeros(1000))
+    with LiveBytes() as live:
+        result = weight.exp().exp().exp()
+        result.sum().backward()
+    assert live.peak == 12_000 + 4 + 4 + 2 * 4000
+    assert live.now == 8000  # the result and the parameter's gradient
+
+
+def test_live_bytes_of_operators_with_several_results() -> None:
+    with LiveBytes() as live:
+        torch.zeros(1000).max(0)
+    assert live.peak == 4000 + 4 + 8
+
+
+@pytest.mark.parametrize("backbone", ["VIT-S", "MAMBA-S", "MAMBA-V2"])
+def test_memory_a_picture_grows_with_the_picture_and_with_depth(backbone: str) -> None:
+    def measured(size: tuple[int, int], depth: int = 1) -> float:
+        heads = {} if backbone == "MAMBA-V2" else {"heads": 2}
+        return peak_bytes_per_picture(Model(backbone=backbone, dim=32, depth=depth, **heads), size, "torch", CPU)
+
+    small, large, deep = measured((64, 64)), measured((128, 128)), measured((64, 64), 3)
+    tokens, more_tokens = 17 * 32 * 4, 65 * 32 * 4
+    assert small > tokens
+    assert small + more_tokens - tokens < large < 8 * small  # 4 times the tokens, beside the scan's work space, which stays
+    assert deep > small + 2 * 3 * tokens  # a block keeps more than what comes in
+
+
+def test_the_rows_hold_what_the_runs_say(two: Comparison) -> None:
+    vit, mamba = two.rows
+    assert (vit.name, vit.backbone, mamba.name, mamba.backbone) == ("vit", "VIT-S", "mamba", "MAMBA-V2")
+    assert (vit.mAP, vit.rank1, vit.mINP, mamba.mAP) == (0.375, 0.5, 0.1875, 0.3125)
+    assert (vit.steps, vit.final_loss, vit.nonfinite_steps) == (12, 3.0, 0)
+    assert vit.images_per_s == 50 + 8  # the median of steps 4 to 12
+    assert vit.gradient_tail == pytest.approx((13 - 0.11) / 7.5)
+    assert vit.parameters == 3 * 256 * 16 + 16 + 16 + 9 * 16 + (12 * 16**2 + 13 * 16) + 2 * 16
+    assert list(vit.seconds_by_tokens) == [32, 128, 512]
+    assert min(*vit.seconds_by_tokens.values(), *mamba.seconds_by_tokens.values(), vit.bytes_per_picture) > 0
+    assert vit.exponent == pytest.approx(fitted_exponent(vit.seconds_by_tokens))
+    assert sorted(two.floors) == ["chance", "histogram", "untrained mamba", "untrained vit"]
+    assert two.warnings == []
+
+
+def test_json_markdown_page_and_terminal_hold_the_same_numbers(two: Comparison) -> None:
+    read = json.loads(json.dumps(two.as_json()))
+    page, markdown, text = Page(as_page(two)).lines, markdown_lines(as_markdown(two)), as_text(two)
+    assert page == markdown
+    assert page[0] == list(HEADINGS)
+    assert len(page) == 1 + 2 + 4
+    for line, row in zip(page[1:3], read["rows"], strict=True):
+        cells = dict(zip(HEADINGS, line, strict=True))
+        assert cells["model"] == row["name"]
+        assert float(cells["parameters"].removesuffix(" M")) == round(row["parameters"] / 1e6, 1)
+        assert cells["complexity"] == f"O(n^{row['exponent']:.2f})"
+        assert (float(cells["mAP"]), float(cells["Rank-1"])) == (round(row["mAP"], 3), round(row["rank1"], 3))
+        assert float(cells["memory a picture"].removesuffix(" MiB")) == round(row["bytes_per_picture"] / 2**20, 1)
+        assert float(cells["images/s"]) == row["images_per_s"]
+        assert cells["stability"].startswith("0 non-finite")
+        assert cells["stability"].endswith(f"{row['gradient_tail']:.1f}")
+    for line in page[3:]:
+        scores = read["floors"][line[0]]
+        assert (float(line[3]), float(line[4])) == (round(scores["mAP"], 3), round(scores["rank1"], 3))
+    terminal = [re.split(r"\s{2,}", line) for line in text.splitlines() if not line.startswith("-")]
+    assert terminal == [[cell for cell in line if cell] for line in page]
+
+
+def test_the_page_fetches_nothing(two: Comparison) -> None:
+    text = as_page(two)
+    page = Page(text)
+    assert [address for address in page.fetched if not address.startswith("#")] == []
+    assert {"script", "link", "img", "iframe"} & set(page.tags) == set()
+    assert re.findall(r"@import|url\((?!#)", text) == []
+    assert page.tags.count("svg") == 3
+
+
+def test_other_data_is_warned_of_on_page_markdown_and_terminal(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / "a", "VIT-S", 0.5), write_run(tmp_path / "b", "VIT-S", 0.25, DIGEST["other"])]
+    comparison = compare_runs(runs, CPU)
+    (warning,) = comparison.warnings
+    assert warning.startswith("data_digest differs, so the scores are not comparable")
+    assert "a: a1b2c3" in warning
+    assert "b: f6e5d4" in warning
+    assert Page(as_page(comparison)).warnings == [warning]
+    assert warning in as_markdown(comparison)
+    assert warning in as_text(comparison)
+
+
+def test_odd_names_are_escaped(tmp_path: Path) -> None:
+    name = "<img src=x onerror=y>&'\" a|b $x$ $\\frac$"
+    comparison = compare_runs([write_run(tmp_path / name, "VIT-S", 0.5)], CPU)
+    page = Page(as_page(comparison))
+    assert page.lines[1][0] == name
+    assert "img" not in page.tags
+    assert markdown_lines(as_markdown(comparison))[1][0] == name
+
+
+def test_more_runs_than_colours_are_all_drawn(two: Comparison) -> None:
+    names = [f"run{number}" for number in range(7)]
+    curves = dict.fromkeys(names, two.curves["vit"])
+    rows = [type(two.rows[0])(**{**vars(two.rows[0]), "name": name}) for name in names]
+    text = as_page(Comparison(rows, two.floors, two.setting, [], curves))
+    assert [text.count(f"<!-- {name} -->") for name in names] == [2] * 7  # the legends of two figures name runs alone
+    assert [text.count(f"<!-- {name}: n^") for name in names] == [1] * 7
+
+
+def test_runs_are_named_by_the_shortest_ends_of_their_paths_that_differ(tmp_path: Path) -> None:
+    def named(*paths: str) -> list[str]:
+        return run_names([RunFolder(tmp_path / path) for path in paths])
+
+    assert named("x/one", "x/two") == ["one", "two"]
+    assert named("x/one", "y/one") == ["x/one", "y/one"]
+    assert named("x/a/one", "y/a/one", "y/a/two") == ["x/a/one", "y/a/one", "y/a/two"]
+    with pytest.raises(UserError, match=r"/x/one: given 2 times; name each run once$"):
+        named("x/one", "y", "x/../x/one")
+
+
+def test_a_short_run_still_has_a_rate(tmp_path: Path) -> None:
+    (row,) = compare_runs([write_run(tmp_path / "short", "VIT-S", 0.5, steps=2)], CPU).rows
+    assert row.images_per_s == 52
+
+
+@pytest.mark.parametrize(("file", "way_out"), [("metrics.json", "launcher.evaluate"), ("log.jsonl", "launcher.train")])
+def test_an_unfinished_run_is_a_clean_error(tmp_path: Path, file: str, way_out: str) -> None:
+    run = write_run(tmp_path / "run", "VIT-S", 0.5)
+    (run.path / file).unlink()
+    with pytest.raises(UserError, match=rf"{re.escape(file)}.*{re.escape(way_out)}") as caught:
+        compare_runs([run], CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_that_must_be_seen_are_not_lost_by_json(two: Comparison) -> None:
+    def refuse(constant: str) -> Any:
+        raise AssertionError(f"{constant} is not JSON")
+
+    json.loads(json.dumps(two.as_json()), parse_constant=refuse)

@@ -1,0 +1,138 @@
+"""Folders of pictures and the vehicle set: what goes where, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from shard_commands import Call, cameras_of, jpeg, pictures_of, refusal, write_folder
+
+from shards import verify
+from vmreid.data.manifest import read_manifest
+from vmreid.data.transforms import decode
+
+
+def layout(root: Path, *names: str) -> Path:
+    for name in names:
+        jpeg(root / name, "PNG" if name.endswith("png") else "JPEG")
+    return root
+
+
+def test_folder_with_splits(tmp_path: Path, call: Call) -> None:
+    root = layout(
+        tmp_path / "in",
+        *("train/b/b_c1_0.jpg", "train/b/b_c2_0.JPG", "train/a/a_c1_0.jpeg", "train/a/a_c1_1.png"),
+        *("query/y/y_c3_0.jpg", "gallery/y/y_c2_0.jpg", "gallery/z/z_cam12_0.jpg"),
+    )
+    (root / "train/a/notes.txt").write_text("no picture")
+    jpeg(root / "train/a/._a_c1_0.jpg")
+    (root / "train/empty").mkdir()
+    out = write_folder(call, root, tmp_path / "out")
+    assert cameras_of(out, "train") == [(0, 1), (0, 1), (1, 1), (1, 2)]
+    assert cameras_of(out, "query") == [(2, 3)]
+    assert cameras_of(out, "gallery") == [(2, 2), (3, 12)]
+    png = (root / "train/a/a_c1_1.png").read_bytes()
+    assert pictures_of(out)["train"][1][2] == png  # its own bytes, under whatever name
+    assert decode(png, "png").size == (8, 12)
+    assert call(verify.main, out)[0] == 0
+
+
+def test_folder_without_splits(tmp_path: Path, call: Call) -> None:
+    root = layout(
+        tmp_path / "in",
+        *("1/1_c1_0.jpg", "2/2_c1_0.jpg", "2/2_c2_0.jpg"),
+        *("3/3_c1_0.jpg", "3/3_c1_1.jpg", "3/3_c2_0.jpg", "3/3_c2_1.jpg", "3/3_c2_2.jpg"),
+        *("4/4_c1_0.jpg", "4/4_c2_0.jpg", "5/5_c1_0.jpg", "5/5_c2_0.jpg", "5/5_c2_1.jpg"),
+    )
+    out = write_folder(call, root, tmp_path / "out")
+    assert cameras_of(out, "train") == [(0, 1), (1, 1), (1, 2)]
+    assert cameras_of(out, "query") == [(2, 1), (2, 2), (3, 1), (4, 2)]
+    assert cameras_of(out, "gallery") == [(2, 1), (2, 2), (2, 2), (3, 2), (4, 1), (4, 2)]
+
+
+@pytest.mark.parametrize(
+    "names", [("1/x.jpg", "2/x.jpg", "2/y.jpg", "2/z.jpg"), ("train/1/x.jpg", "query/2/x.jpg", "gallery/2/y.jpg")]
+)
+def test_folder_without_cameras(tmp_path: Path, call: Call, names: tuple[str, ...]) -> None:
+    out = write_folder(call, layout(tmp_path / "in", *names), tmp_path / "out")
+    assert cameras_of(out, "query") == [(1, 0)]
+    assert set(cameras_of(out, "gallery")) == {(1, 1)}  # no positive is taken for one of the query's camera
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("1/1_c1.jpg", "2/2_c1.jpg", "2/2.jpg", "2/2_c2.jpg"), "2/2.jpg: no camera in its name"),
+        (
+            ("train/1/1_c1.jpg", "query/1/1_c2.jpg", "gallery/1/1_c3.jpg"),
+            "1 identities both train and test, such as that of 1/1_c1.jpg",
+        ),
+        (("train/1/1_c1.jpg", "query/2/2_c2.jpg", "gallery/2/2.gif.txt"), "no pictures for gallery"),
+        (("train/1/1_c1.jpg", "query/2/2_c2.jpg"), "gallery: no such folder (beside it: query, train)"),
+        (("query/1/1_c1.jpg", "gallery/1/1_c2.jpg"), "train: no such folder (beside it: gallery, query)"),
+        (("1.jpg",), "no pictures for train"),
+        (("1/1_c1.jpg",), "no pictures for train"),
+    ],
+)
+def test_folders_that_are_refused(tmp_path: Path, call: Call, names: tuple[str, ...], told: str) -> None:
+    line = refusal(call, layout(tmp_path / "in", *names), tmp_path / "out")
+    assert told in line
+    assert str(tmp_path / "in") in line
+
+
+@pytest.mark.parametrize("source", ["image_folder", "vehicle_khoa"])
+def test_missing_root(tmp_path: Path, call: Call, source: str) -> None:
+    assert str(tmp_path / "none") in refusal(call, tmp_path / "none", tmp_path / "out", source)
+
+
+def khoa(root: Path, missing: str = "") -> Path:
+    """A miniature in the set's own naming; car 3 and bus 3 are two vehicles, and so are car 1 and truck 1."""
+    lists = {"train": ["car_3", "bus_3", "car_1"], "val": ["motorcycle_12"], "test": ["truck_1", "car_20"]}
+    for part, vehicles in lists.items():
+        names = [f"{vehicle}_cam{camera}.jpg" for vehicle in vehicles for camera in (1, 2)]
+        for name in names:
+            if name != missing:
+                jpeg(root / "images" / ("train" if part == "val" else part) / name)
+        (root / f"{part}.txt").write_text("\n".join(names) + "\n")
+    return root
+
+
+def test_vehicle_set(tmp_path: Path, call: Call) -> None:
+    root = khoa(tmp_path / "in")
+    out = write_folder(call, root, tmp_path / "out", "vehicle_khoa")
+    found = pictures_of(out)
+    # Pids count (type, number) sorted: bus 3, car 1, 3, 20, motorcycle 12, truck 1.
+    assert cameras_of(out, "train") == [(pid, camera) for pid in (0, 1, 2, 4) for camera in (1, 2)]
+    assert cameras_of(out, "query") == [(3, 1), (5, 1)]
+    assert cameras_of(out, "gallery") == [(3, 2), (5, 2)]
+    for split, at, name in (
+        ("train", 1, "train/bus_3_cam2"),
+        ("train", 4, "train/car_3_cam1"),
+        ("gallery", 1, "test/truck_1_cam2"),
+    ):
+        assert found[split][at][2] == (root / "images" / f"{name}.jpg").read_bytes()
+
+
+def test_vehicle_set_that_is_not_whole(tmp_path: Path, call: Call) -> None:
+    root = khoa(tmp_path / "in", missing="car_20_cam2.jpg")
+    assert "images/test/car_20_cam2.jpg: listed but missing" in refusal(call, root, tmp_path / "out", "vehicle_khoa")
+    (root / "val.txt").unlink()
+    assert "val.txt: missing; --root is the folder that holds" in refusal(call, root, tmp_path / "out", "vehicle_khoa")
+
+
+def test_vehicle_lists_that_are_wrong(tmp_path: Path, call: Call) -> None:
+    root = khoa(tmp_path / "in")
+    (root / "val.txt").write_text("car_3_cam3.jpg\n")
+    assert "val.txt: car_3_cam3.jpg is not TYPE_NUMBER_camN.jpg" in refusal(call, root, tmp_path / "out", "vehicle_khoa")
+    (root / "val.txt").write_text("car_20_cam1.jpg\n")
+    jpeg(root / "images/train/car_20_cam1.jpg")
+    assert "both train and test" in refusal(call, root, tmp_path / "out", "vehicle_khoa")
+
+
+def test_the_real_vehicle_set(test_data: Path, tmp_path: Path, call: Call) -> None:
+    out = write_folder(call, test_data / "vehicle-reid-khoa", tmp_path / "out", "vehicle_khoa")
+    assert call(verify.main, out)[0] == 0
+    splits = read_manifest(out).splits
+    assert {name: split.identities for name, split in splits.items()} == {"train": 507, "query": 60, "gallery": 60}
+    assert {name: split.pictures for name, split in splits.items()} == {"train": 1014, "query": 60, "gallery": 60}
+    assert {name: split.cameras for name, split in splits.items()} == {"train": [1, 2], "query": [1], "gallery": [2]}
