@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pool import Pool
+
+from vmreid.command import run
+
+Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +31,22 @@ def test_data() -> Path:
     if not folder:
         pytest.skip("VMREID_TEST_DATA names no folder of test data")
     return Path(folder)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run a command's ``main`` in this process: status, standard output, last line of standard error."""
+
+    def call_main(main: Callable[[Sequence[str]], int | None], *words: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["it", *map(str, words)])
+        with pytest.raises(SystemExit) as ending:
+            run(main)
+        output = capsys.readouterr()
+        assert "Traceback" not in output.err
+        assert isinstance(ending.value.code, int)
+        return ending.value.code, output.out, (output.err.splitlines() or [""])[-1]
+
+    return call_main
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

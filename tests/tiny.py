@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -69,6 +72,22 @@ def train_on_ranks(plan: Plan, fail_at: int | None = None, logger: StepLogger | 
             module.seed_everything = seed
     runner.train(logger)
     return consolidated_weights(runner.engine)
+
+
+def command_on_ranks(module: str, words: list[str], folder: Path) -> str:
+    """All ranks of a pool: run a launcher module's ``main`` in ``folder`` and return what rank 0 printed."""
+    os.chdir(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    _forget_deepspeed_groups()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        importlib.import_module(module).main(words)
+    return printed.getvalue()
+
+
+def set_words(*settings: str) -> list[str]:
+    """``--set`` words for a run that trains in seconds."""
+    return [word for setting in (*BASE, *settings) for word in ("--set", setting)]
 
 
 def _forget_deepspeed_groups() -> None:

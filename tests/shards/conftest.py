@@ -1,35 +1,15 @@
-"""Calling the shard commands, and a set that they wrote."""
+"""A set that the shard commands wrote."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-from shard_commands import SMALL, Call
-
-from vmreid.command import run
+from shard_commands import SMALL
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run ``write`` or ``verify`` in this process: status, standard output, last line of standard error."""
-
-    def call_main(main: Callable[[Sequence[str]], int | None], *words: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["it", *map(str, words)])
-        with pytest.raises(SystemExit) as ending:
-            run(main)
-        output = capsys.readouterr()
-        assert "Traceback" not in output.err
-        assert isinstance(ending.value.code, int)
-        return ending.value.code, output.out, (output.err.splitlines() or [""])[-1]
-
-    return call_main
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,129 @@
+"""Train, resume, evaluate and compare through their commands; what MLflow then holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+from tiny import SMALL, command_on_ranks, read_json_lines, set_words, write_set
+
+from launcher import evaluate
+
+BACKBONES = ("VIT-S", "MAMBA-V2")
+
+
+@pytest.fixture(scope="module")
+def project(ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where two backbones were trained (two ranks; VIT-S in two pieces), evaluated on three, and compared."""
+    folder = tmp_path_factory.mktemp("project")
+    write_set(folder / "data", identities=12)
+    for backbone in BACKBONES:
+        words = ["--recipe", "demo", "--backbone", backbone, "--data", "data", "--out", f"runs/{backbone}", "--epochs", "4"]
+        words += set_words(*SMALL[backbone])
+        ranks.run(2, command_on_ranks, "launcher.train", words, folder)
+        if backbone == "VIT-S":  # thrown back to the checkpoint before the last, then resumed
+            (folder / "runs/VIT-S/checkpoints/latest").write_text("step-000003\n")
+            ranks.run(2, command_on_ranks, "launcher.train", [*words, "--resume", "auto"], folder)
+        ranks.run(3, command_on_ranks, "launcher.evaluate", ["--run", f"runs/{backbone}"], folder)
+    runs = [f"runs/{backbone}" for backbone in BACKBONES]
+    printed = ranks.run(1, command_on_ranks, "launcher.compare", [*runs, "--out", "runs/report"], folder)[0]
+    (folder / "printed").write_text(printed)
+    return folder
+
+
+def runs_of(project: Path) -> list[Run]:
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project / 'runs/mlflow.db'}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "vmreid"]
+    return client.search_runs([experiment.experiment_id])
+
+
+def test_a_run_holds_what_the_contract_says(project):
+    folder = project / "runs/VIT-S"
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4]
+    assert {"step", "epoch", "loss", "lr", "grad_norm", "images_per_s", "batch_digest"} <= log[0].keys()
+    assert (folder / "checkpoints/latest").read_text() == "step-000004\n"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"mAP", "mINP", "rank1", "rank5", "rank10", "cmc", "queries", "invalid_queries", "gallery"} <= metrics.keys()
+    assert len(metrics["cmc"]) == 50
+    assert (metrics["queries"], metrics["gallery"]) == (6, 18)
+    assert metrics["protocol"]["world"] == 3
+    assert set(metrics["baselines"]) == {"chance", "untrained", "histogram"}
+
+
+def test_the_saved_recipe_repeats_the_run(project, ranks):
+    ranks.run(1, command_on_ranks, "launcher.train", ["--recipe", "runs/VIT-S/recipe.yaml", "--out", "again/VIT-S"], project)
+    losses = [[entry["loss"] for entry in read_json_lines(project / run / "VIT-S/log.jsonl")] for run in ("runs", "again")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    digests = [
+        [entry["batch_digest"] for entry in read_json_lines(project / run / "VIT-S/log.jsonl")] for run in ("runs", "again")
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_scores_do_not_depend_on_the_ranks_that_evaluate(project, ranks):
+    before = json.loads((project / "runs/MAMBA-V2/metrics.json").read_text())
+    ranks.run(1, command_on_ranks, "launcher.evaluate", ["--run", "runs/MAMBA-V2"], project)
+    after = json.loads((project / "runs/MAMBA-V2/metrics.json").read_text())
+    assert after["protocol"].pop("world") == 1
+    assert before["protocol"].pop("world") in (1, 3)
+    assert after == before
+
+
+def test_mlflow_has_one_run_a_training_with_all_there_is_to_know(project):
+    by_name = {run.info.run_name: run for run in runs_of(project)}
+    assert {name for name in by_name if "again" not in name} >= {"VIT-S VIT-S", "MAMBA-V2 MAMBA-V2", "comparison VIT-S, MAMBA-V2"}
+    assert sum(run.data.params.get("model.backbone") == "MAMBA-V2" for run in by_name.values()) == 1
+    run = by_name["MAMBA-V2 MAMBA-V2"]
+    assert run.info.status == "FINISHED"
+    params = run.data.params
+    assert (params["model.backbone"], params["optim.lr"], params["world"]) == ("MAMBA-V2", "0.0003", "2")
+    assert (params["deepspeed.stage"], params["deepspeed.gradient_clipping"]) == ("1", "1.0")
+    assert params["weights"] == "from scratch"
+    assert len(params["data.digest"]) == 64
+    assert {"version.torch", "version.deepspeed", "version.commit"} <= params.keys()
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project / 'runs/mlflow.db'}")
+    for key in ("loss", "loss_identity", "loss_triplet", "lr", "grad_norm", "images_per_s", "peak_bytes"):
+        assert [metric.step for metric in client.get_metric_history(run.info.run_id, key)] == [1, 2, 3, 4], key
+    metrics = json.loads((project / "runs/MAMBA-V2/metrics.json").read_text())
+    assert run.data.metrics["mAP"] == metrics["mAP"]
+    names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert {"recipe.yaml", "deepspeed.json", "log.jsonl", "metrics.json"} <= names
+
+
+def test_a_resumed_run_goes_on_in_its_mlflow_run_without_repeating_steps(project):
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project / 'runs/mlflow.db'}")
+    known = json.loads((project / "runs/VIT-S/mlflow.json").read_text())
+    history = client.get_metric_history(known["run_id"], "loss")
+    assert [metric.step for metric in history] == [1, 2, 3, 4]
+    logged = [entry["loss"] for entry in read_json_lines(project / "runs/VIT-S/log.jsonl")]
+    assert [metric.value for metric in history] == logged
+
+
+def test_the_comparison_reports_what_the_runs_measured(project):
+    printed = (project / "printed").read_text()
+    report = json.loads((project / "runs/report/report.json").read_text())
+    assert [row["name"] for row in report["rows"]] == list(BACKBONES)
+    for row in report["rows"]:
+        metrics = json.loads((project / f"runs/{row['name']}/metrics.json").read_text())
+        assert (row["mAP"], row["rank1"]) == (metrics["mAP"], metrics["rank1"])
+        assert f"{metrics['mAP']:.3f}" in printed
+        assert row["bytes_per_picture"] > 0
+        assert list(row["seconds_by_tokens"]) == ["32", "128", "512"]
+    assert set(report["floors"]) == {"chance", "histogram", "untrained VIT-S", "untrained MAMBA-V2"}
+    assert "<svg" in (project / "runs/report/report.html").read_text()
+    assert "| VIT-S |" in (project / "runs/report/report.md").read_text()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(project, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = (project / "runs/VIT-S/recipe.yaml").read_text().replace("depth: 2", "depth: 3")
+    for part in ("deepspeed.json", "checkpoints"):
+        (tmp_path / part).symlink_to(project / "runs/VIT-S" / part)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    status, printed, line = call(evaluate.main, "--run", tmp_path)
+    assert (status, printed) == (2, "")
+    assert "is of another architecture than VIT-S" in line
