@@ -238,9 +238,11 @@ def ss2d_by_loop(block: SS2D, tokens_LC: torch.Tensor, height: int, width: int) 
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 3), (4, 1), (1, 1)])
+@pytest.mark.parametrize("scale", [1.0, 0.01])  # where the class token is small, the norm's epsilon tells mean from sum
 @torch.no_grad()
-def test_ss2d_equals_a_loop_in_which_the_class_token_steps_from_the_last_states(height: int, width: int) -> None:
+def test_ss2d_equals_a_loop_in_which_the_class_token_steps_from_the_last_states(height: int, width: int, scale: float) -> None:
     block = random_ss2d(dim=20, expand=2, d_state=3)
+    block.project_in.weight[:40] *= scale
     tokens_BLC = some(2, height * width + 1, 20)
     wanted = torch.stack([ss2d_by_loop(block, tokens_LC, height, width) for tokens_LC in tokens_BLC])
     torch.testing.assert_close(block(tokens_BLC, (height, width)), wanted, rtol=1e-5, atol=1e-5)

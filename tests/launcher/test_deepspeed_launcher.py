@@ -1,0 +1,107 @@
+"""The real ``deepspeed`` launcher on two ranks: an error told once, a rank that raises or dies, and going on after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from tiny import SMALL, command_on_ranks, read_json_lines, set_words, write_set
+
+HERE = Path(__file__).parent
+SECONDS_TO_END = 10
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def start(folder: Path, module: str, *words: str) -> subprocess.Popen[str]:
+    """``deepspeed --num_gpus 2 --module MODULE …`` in ``folder``, standard error within standard output."""
+    command = [
+        str(Path(sys.executable).parent / "deepspeed"),
+        "--num_gpus",
+        "2",
+        "--master_port",
+        free_port(),
+        "--module",
+        module,
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{HERE}",
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    return subprocess.Popen(
+        [*command, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def words_for(folder: Path, *more: str) -> list[str]:
+    words = ["--recipe", "demo", "--data", str(folder / "data"), "--out", "runs/run", *set_words(*SMALL["VIT-S"])]
+    return [*words, *more]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_set(tmp_path / "data")
+    return tmp_path
+
+
+def test_bad_input_is_told_once(folder):
+    shard = sorted((folder / "data").glob("train-*.tar"))[0]
+    shard.write_bytes(shard.read_bytes()[:-700])
+    process = start(folder, "launcher.train", *words_for(folder))
+    printed, _ = process.communicate(timeout=90)
+    assert process.returncode == 2
+    assert printed.count("error: ") == 1
+    assert re.search(rf"^error: .*{shard.name}: .*truncated", printed, re.MULTILINE)
+    assert "Traceback" not in printed
+
+
+def test_a_rank_that_raises_ends_the_job_with_its_cause(folder):
+    process = start(folder, "raising_train", *words_for(folder, "--epochs", "6"))
+    printed, _ = process.communicate(timeout=90)
+    ended = time.time()
+    assert process.returncode == 1
+    raised = float(re.search(r"raising at ([\d.]+)", printed)[1])
+    assert ended - raised < SECONDS_TO_END
+    assert "[rank 1] Traceback" in printed
+    assert "ArithmeticError: the cause to be shown" in printed
+    assert printed.count("Traceback") == 1, "the ranks that were left behind have no cause of their own"
+
+
+def test_a_killed_rank_ends_the_job_and_a_resumed_one_equals_the_undisturbed(folder, ranks):
+    words = words_for(folder, "--epochs", "30", "--deepspeed_config", "zero1_fp32")
+    process = start(folder, "launcher.train", *words)
+    log = folder / "runs/run/log.jsonl"
+    deadline = time.time() + 90
+    while not (log.is_file() and log.read_text().count("\n") > 3):
+        assert time.time() < deadline, "no steps within 90 s"
+        time.sleep(0.05)
+    ranks_running = [
+        child for child in psutil.Process(process.pid).children(recursive=True) if "--local_rank=1" in child.cmdline()
+    ]
+    os.kill(ranks_running[0].pid, signal.SIGKILL)
+    killed = time.time()
+    process.communicate(timeout=90)
+    assert process.returncode != 0
+    assert time.time() - killed < SECONDS_TO_END
+    assert len(log.read_text().splitlines()) < 30
+    ranks.run(2, command_on_ranks, "launcher.train", [*words, "--resume", "auto"], folder)
+    undisturbed = ["runs/undisturbed" if word == "runs/run" else word for word in words]
+    ranks.run(2, command_on_ranks, "launcher.train", undisturbed, folder)
+    assert read_json_lines(log) == read_json_lines(folder / "runs/undisturbed/log.jsonl")
+    assert json.loads((folder / "runs/run/mlflow.json").read_text())["run_id"]
