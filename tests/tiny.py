@@ -53,7 +53,7 @@ def train_on_ranks(plan: Plan, fail_at: int | None = None, logger: StepLogger | 
     from vmreid.engine.checkpoint import consolidated_weights
 
     os.environ.setdefault("LOCAL_RANK", str(rank()))
-    _forget_deepspeed_groups()
+    forget_deepspeed_groups()
     runner = Trainer(plan, Place(rank(), world_size(), rank()))
     if fail_at is not None:
         seed = module.seed_everything
@@ -78,7 +78,7 @@ def command_on_ranks(module: str, words: list[str], folder: Path) -> str:
     """All ranks of a pool: run a launcher module's ``main`` in ``folder`` and return what rank 0 printed."""
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    _forget_deepspeed_groups()
+    forget_deepspeed_groups()
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         importlib.import_module(module).main(words)
@@ -90,7 +90,7 @@ def set_words(*settings: str) -> list[str]:
     return [word for setting in (*BASE, *settings) for word in ("--set", setting)]
 
 
-def _forget_deepspeed_groups() -> None:
+def forget_deepspeed_groups() -> None:
     """DeepSpeed keeps process groups in modules, for a process's whole life; the pool makes a new one for each call."""
     if "deepspeed" in sys.modules:
         import deepspeed

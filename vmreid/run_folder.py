@@ -1,4 +1,4 @@
-"""The files of one run: recipe.yaml, deepspeed.json, log.jsonl, metrics.json, mlflow.json, checkpoints/."""
+"""The files of one run: recipe.yaml, deepspeed.json, log.jsonl, non_finite.jsonl, metrics.json, mlflow.json, checkpoints/."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class RunFolder:
         self.recipe_file = path / "recipe.yaml"
         self.deepspeed_file = path / "deepspeed.json"
         self.log_file = path / "log.jsonl"
+        self.non_finite_file = path / "non_finite.jsonl"
         self.metrics_file = path / "metrics.json"
         self.mlflow_file = path / "mlflow.json"
         self.checkpoints = path / "checkpoints"
@@ -47,9 +48,11 @@ class RunFolder:
 
     def log(self) -> list[dict[str, Any]]:
         """One entry an optimizer step; empty before the first."""
-        if not self.log_file.is_file():
-            return []
-        return [json.loads(line) for line in self.log_file.read_text().splitlines()]
+        return _json_lines(self.log_file)
+
+    def non_finite(self) -> list[dict[str, Any]]:
+        """One entry (step, where) a stop at a non-finite value, over all resumes; empty where there was none."""
+        return _json_lines(self.non_finite_file)
 
     def metrics(self) -> dict[str, Any]:
         """What launcher.evaluate wrote. Raises UserError where it has not run yet."""
@@ -57,6 +60,10 @@ class RunFolder:
             raise UserError(f"{self.path}: no metrics.json; evaluate it first with python -m launcher.evaluate --run {self.path}")
         metrics: dict[str, Any] = json.loads(self.metrics_file.read_text())
         return metrics
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def write_atomically(path: Path, text: str) -> None:

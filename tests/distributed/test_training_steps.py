@@ -11,6 +11,7 @@ import torch
 from tiny import differences, plan_run, read_json_lines, train_on_ranks, write_set
 
 from vmreid.errors import UserError
+from vmreid.run_folder import RunFolder
 
 # A step sums gradients in another order for another number of ranks. In fp32 that changes a weight's step by less than
 # this share of the largest step in its tensor, and rounds the weight itself (below 2) by at most ROUNDING. At its start
@@ -121,6 +122,8 @@ def test_a_non_finite_value_stops_all_ranks_before_the_step(ranks, data, tmp_pat
         ranks.run(2, train_on_ranks, plan_run(tmp_path / "run", data, settings, world=2))
     assert "the last checkpoint is kept" in str(caught.value)
     assert (tmp_path / "run/checkpoints/latest").read_text() == "step-000001\n"
+    (stop,) = RunFolder(tmp_path / "run").non_finite()  # what launcher.compare counts
+    assert stop["step"] == 2
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

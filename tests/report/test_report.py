@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -19,7 +18,7 @@ from vmreid.recipes import dump_recipe, load_recipe
 from vmreid.recipes.schema import Model
 from vmreid.report.measure import LiveBytes, fitted_exponent, peak_bytes_per_picture
 from vmreid.report.render import HEADINGS, as_markdown, as_page, as_text
-from vmreid.report.rows import Comparison, compare_runs, run_names, stability
+from vmreid.report.rows import Comparison, compare_runs, gradient_tail, run_names
 from vmreid.run_folder import RunFolder
 
 CPU = torch.device("cpu")
@@ -105,20 +104,9 @@ def markdown_lines(text: str) -> list[list[str]]:
     return [line for line in cells if set(line) != {"---"}]
 
 
-def test_stability_counts_non_finite_steps_and_takes_the_tail_of_the_others() -> None:
-    log = [{"loss": 1.0, "grad_norm": float(norm)} for norm in range(1, 101)]
-    nonfinite, tail = stability(log)
-    assert nonfinite == 0
-    assert tail == pytest.approx((99 + 0.01) / 50.5)
-    log += [{"loss": math.nan, "grad_norm": 1e9}, {"loss": 1.0, "grad_norm": math.inf}]
-    assert stability(log) == (2, pytest.approx(tail))
-
-
-def test_stability_of_equal_norms_is_1_and_of_none_is_unknown() -> None:
-    assert stability([{"loss": 1.0, "grad_norm": 3.0}] * 4) == (0, pytest.approx(1))
-    nonfinite, tail = stability([{"loss": math.inf, "grad_norm": 1.0}] * 3)
-    assert nonfinite == 3
-    assert math.isnan(tail)
+def test_the_gradient_tail_is_the_99th_percentile_over_the_median() -> None:
+    assert gradient_tail([{"grad_norm": float(norm)} for norm in range(1, 101)]) == pytest.approx((99 + 0.01) / 50.5)
+    assert gradient_tail([{"grad_norm": 3.0}] * 4) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 1.5, 2.0])

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -97,15 +97,22 @@ class Trainer:
             batch = to_device(next(loader), self.place.device)
             result: StepResult = self.engine(batch)
             if not math.isfinite(result.loss.item()):  # equal on all ranks, so all stop
-                raise non_finite(self.step + 1, first_non_finite(self.engine.module, batch))
+                self._stop(first_non_finite(self.engine.module, batch))
             self.engine.backward(result.loss)
             norm_at_stage_0 = self._norm_at_stage_0()
             self.engine.step()
             results.append(result)
         norm = float(self.engine.get_global_grad_norm() if norm_at_stage_0 is None else norm_at_stage_0)
         if not math.isfinite(norm):
-            raise non_finite(self.step + 1, f"gradient norm {norm}, while the loss was finite")
+            self._stop(f"gradient norm {norm}, while the loss was finite")
         return results, norm
+
+    def _stop(self, where: str) -> NoReturn:
+        """All ranks. End at a non-finite value; rank 0 keeps a line of it, which a resume leaves alone."""
+        if self.place.rank == 0:
+            with self.plan.folder.non_finite_file.open("a") as file:
+                file.write(json.dumps({"step": self.step + 1, "where": where}) + "\n")
+        raise non_finite(self.step + 1, where)
 
     def _norm_at_stage_0(self) -> torch.Tensor | None:
         """DeepSpeed keeps no norm without ZeRO, so it is taken here, before the step clears the gradients."""

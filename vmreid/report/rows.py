@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -86,7 +85,6 @@ def _row(name: str, folder: RunFolder, metrics: dict[str, Any], log: list[dict[s
     backend, _ = choose_backend(recipe.model.scan_backend, device)
     size = recipe.data.image_size
     seconds = seconds_by_tokens(recipe.model, backend, device)
-    nonfinite, tail = stability(log)
     return Row(
         name=name,
         backbone=recipe.model.backbone,
@@ -97,21 +95,18 @@ def _row(name: str, folder: RunFolder, metrics: dict[str, Any], log: list[dict[s
         mAP=metrics["mAP"],
         rank1=metrics["rank1"],
         mINP=metrics["mINP"],
-        nonfinite_steps=nonfinite,
-        gradient_tail=tail,
+        nonfinite_steps=len(folder.non_finite()),
+        gradient_tail=gradient_tail(log),
         bytes_per_picture=peak_bytes_per_picture(recipe.model, size, backend, device),
         images_per_s=statistics.median(entry["images_per_s"] for entry in log[FIRST_STEPS_LEFT_OUT:] or log[-1:]),
         final_loss=log[-1]["loss"],
     )
 
 
-def stability(log: list[dict[str, Any]]) -> tuple[int, float]:
-    """Steps with a non-finite loss or gradient, and the 99th percentile over the median of the finite gradient norms."""
-    finite = [entry["grad_norm"] for entry in log if math.isfinite(entry["grad_norm"]) and math.isfinite(entry["loss"])]
-    if not finite:
-        return len(log), math.nan
-    norms = torch.tensor(finite, dtype=torch.float64)
-    return len(log) - len(finite), float(norms.quantile(0.99) / norms.quantile(0.5))
+def gradient_tail(log: list[dict[str, Any]]) -> float:
+    """99th percentile over median of the gradient norms before clipping."""
+    norms = torch.tensor([entry["grad_norm"] for entry in log], dtype=torch.float64)
+    return float(norms.quantile(0.99) / norms.quantile(0.5))
 
 
 def run_names(folders: list[RunFolder]) -> list[str]:
