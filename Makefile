@@ -1,7 +1,6 @@
 # make setup | demo | test | test-slow | test-gpu | lint | clean; demo and test set up first
 PYTHON3 ?= python3
 BIN := .venv/bin
-RANKS ?= $(shell nvidia-smi -L 2>/dev/null | wc -l | sed 's/^0$$/2/')
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup demo test test-slow test-gpu lint clean
@@ -17,7 +16,7 @@ setup: .venv/.installed
 	touch $@
 
 demo: setup
-	RANKS=$(RANKS) ./demo.sh
+	./demo.sh
 
 test: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The main job end to end on a synthetic set: shards, training of three backbones on RANKS ranks, evaluation, comparison.
+# The main job end to end on a synthetic set: shards, training of three backbones, evaluation, comparison.
 set -euo pipefail
 cd "$(dirname "$0")"
 PATH=$PWD/.venv/bin:$PATH
-ranks=${RANKS:-2}
-if ! nvidia-smi -L >/dev/null 2>&1; then export DS_ACCELERATOR=cpu; fi
+# one rank a GPU, as many as divide the 4 identities of a batch; two on the CPU
+gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
+case $gpus in 0) ranks=2; export DS_ACCELERATOR=cpu ;; 1) ranks=1 ;; 2 | 3) ranks=2 ;; *) ranks=4 ;; esac
 backbones=(VIT-S MAMBA-S MAMBA-V2)
 data=runs/demo/data
 launch() { deepspeed --num_gpus "$ranks" --log_level warning --module "$@"; }

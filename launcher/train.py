@@ -70,7 +70,7 @@ def _prepare(given: object, world: int) -> tuple[Plan, MlflowRun]:
 
     from vmreid.engine.prepare import prepare
     from vmreid.models.registry import check_backbone
-    from vmreid.recipes import load_recipe
+    from vmreid.recipes import find_recipe, load_recipe
     from vmreid.tracking import MlflowRun
 
     values = vars(given)
@@ -79,7 +79,7 @@ def _prepare(given: object, world: int) -> tuple[Plan, MlflowRun]:
     check_backbone(recipe.model)
     out: Path = values["out"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = prepare(recipe, values["recipe"], out, _data(recipe, out), values["resume"] == "auto", world, device)
+    plan = prepare(recipe, find_recipe(values["recipe"]), out, _data(recipe, out), values["resume"] == "auto", world, device)
     return plan, MlflowRun(plan.folder, f"{recipe.model.backbone} {out.name}")
 
 

@@ -17,7 +17,7 @@ from shards.writer import write_shards
 from vmreid.distributed import Place, rank, world_size
 from vmreid.engine.prepare import Plan, prepare
 from vmreid.engine.trainer import StepLogger, Trainer
-from vmreid.recipes import load_recipe
+from vmreid.recipes import find_recipe, load_recipe
 
 SMALL = {
     "VIT-S": ["model.dim=48", "model.depth=2", "model.heads=3"],
@@ -41,7 +41,7 @@ def plan_run(
 ) -> Plan:
     """What rank 0 does before the process group starts."""
     recipe = load_recipe("demo", {"model.backbone": ("--backbone", backbone)}, [*BASE, *SMALL[backbone], *settings])
-    return prepare(recipe, "demo", out, data, resume, world, torch.device("cpu"))
+    return prepare(recipe, find_recipe("demo"), out, data, resume, world, torch.device("cpu"))
 
 
 def train_on_ranks(plan: Plan, fail_at: int | None = None, logger: StepLogger | None = None) -> dict[str, torch.Tensor]:

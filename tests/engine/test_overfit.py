@@ -16,7 +16,7 @@ from vmreid.evaluation.evaluate import Extracted
 from vmreid.evaluation.extraction import extract
 from vmreid.evaluation.protocol import summarise
 from vmreid.evaluation.ranking import rank_queries
-from vmreid.recipes import load_recipe
+from vmreid.recipes import find_recipe, load_recipe
 
 IDENTITIES = 16
 SETTINGS = [
@@ -53,7 +53,8 @@ def test_overfits_16_identities(ranks, tmp_path: Path, backbone: str):
     }
     recipe = load_recipe("demo", flags, SETTINGS)
     untrained, trained = (
-        prepare(recipe, "demo", tmp_path / name, data, False, 1, torch.device("cpu")) for name in ("untrained", "trained")
+        prepare(recipe, find_recipe("demo"), tmp_path / name, data, False, 1, torch.device("cpu"))
+        for name in ("untrained", "trained")
     )
     assert ranks.run(1, training_set_map, untrained, False, seconds=60)[0] < 0.5
     assert ranks.run(1, training_set_map, trained, True, seconds=900)[0] > 0.9

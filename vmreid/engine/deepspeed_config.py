@@ -19,8 +19,8 @@ OWNED_BY_RECIPE = {
 ATTENTION_ONLY = ("VIT-",)  # backbones that keep no fp32-only parameters
 
 
-def read_deepspeed_config(name: str, recipe: str) -> tuple[Path, dict[str, Any]]:
-    """Read a JSON by name (``zero1_bf16``) or path. ``recipe`` names the recipe's file in messages.
+def read_deepspeed_config(name: str, recipe: Path) -> tuple[Path, dict[str, Any]]:
+    """Read a JSON by name (``zero1_bf16``) or path. ``recipe`` is the recipe's file, for messages.
 
     Raises UserError where it is absent, broken, or gives a value that the recipe owns.
     """

@@ -34,7 +34,6 @@ class Plan:
     """All that every rank needs to train; made on rank 0 and sent to the others."""
 
     recipe: Recipe
-    recipe_name: str
     folder: RunFolder
     data: Path
     manifest: Manifest
@@ -45,10 +44,10 @@ class Plan:
     checkpoint: Path | None  # to resume from
 
 
-def prepare(recipe: Recipe, recipe_name: str, out: Path, data: Path, resume: bool, world: int, device: torch.device) -> Plan:
+def prepare(recipe: Recipe, recipe_file: Path, out: Path, data: Path, resume: bool, world: int, device: torch.device) -> Plan:
     """Check recipe, data, DeepSpeed JSON and run folder, and write the folder's recipe. Raises UserError."""
     check_backbone(recipe.model)
-    deepspeed_path, deepspeed = read_deepspeed_config(recipe.deepspeed_config, recipe_name)
+    deepspeed_path, deepspeed = read_deepspeed_config(recipe.deepspeed_config, recipe_file)
     check_precision(deepspeed, recipe.model.backbone, deepspeed_path)
     check_split_over_ranks(recipe.identities_per_batch, world, accumulation_steps(deepspeed))
     scan_backend, scan_reason = choose_backend(recipe.model.scan_backend, device, recipe.train.deterministic)
@@ -66,7 +65,7 @@ def prepare(recipe: Recipe, recipe_name: str, out: Path, data: Path, resume: boo
     checkpoint = _prepare_folder(folder, recipe, deepspeed, resume)
     if checkpoint:
         check_resumable(checkpoint, world, manifest.digest)
-    return Plan(recipe, recipe_name, folder, data, manifest, deepspeed, deepspeed_path, scan_backend, scan_reason, checkpoint)
+    return Plan(recipe, folder, data, manifest, deepspeed, deepspeed_path, scan_backend, scan_reason, checkpoint)
 
 
 def _prepare_folder(folder: RunFolder, recipe: Recipe, deepspeed: dict[str, Any], resume: bool) -> Path | None:

@@ -43,7 +43,7 @@ def load_recipe(name: str, flags: Mapping[str, Any], assignments: Sequence[str])
     ``assignments`` are the ``key=value`` texts of ``--set``, laid over last. A relative path in a recipe file is read
     from that file's folder. Raises UserError with value, rule and origin.
     """
-    path = _find(name)
+    path = find_recipe(name)
     values = _read(path)
     _resolve_paths(values, path.parent)
     origins: dict[str, str] = {}
@@ -70,7 +70,8 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def _find(name: str) -> Path:
+def find_recipe(name: str) -> Path:
+    """The YAML file of a recipe given by name or path. Raises UserError where there is none."""
     if name in recipe_names():
         return FOLDER / f"{name}.yaml"
     path = Path(name)

@@ -52,7 +52,7 @@ def legend(comparison: Comparison) -> list[str]:
         f"Complexity: exponent fitted to forward + backward time over {tokens} patch tokens on {comparison.setting['device']}; "
         "1 is linear, 2 quadratic. Few tokens are bound by overhead and matrix products, which pulls it below its limit.",
         "mAP, Rank-1: fractions on query against gallery, " + _protocol(comparison) + ".",
-        "Stability: stops at a non-finite value, over all resumes; 99th percentile over median of the gradient norm before clipping.",
+        "Stability: stops at a non-finite value, over all resumes; 99th percentile over median of the gradient norm.",
         "Memory: growth of the peak of one forward + backward pass with each further picture, at the run's image size.",
         "images/s: median over the training steps, all ranks together.",
         "chance: expectation of a random order. untrained: the model at its start. histogram: HSV, six stripes.",
