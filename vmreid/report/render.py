@@ -9,6 +9,7 @@ import itertools
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from vmreid.report.rows import Comparison, Row
 
@@ -128,14 +129,13 @@ def _gradient_curves(comparison: Comparison) -> str:
 
 def _growth(comparison: Comparison) -> str:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    axes.set(xscale="log", yscale="log")
     for colour, row in zip(itertools.cycle(COLOURS), comparison.rows, strict=False):
         tokens, seconds = list(row.seconds_by_tokens), list(row.seconds_by_tokens.values())
         axes.plot(tokens, seconds, "o-", color=colour, label=f"{_plain(row.name)}: n^{row.exponent:.2f}")
-        axes.set_xticks(tokens, [str(count) for count in tokens])
-        axes.minorticks_off()
     axes.set(xlabel="patch tokens", ylabel="seconds, forward + backward", title="Complexity: time over tokens")
-    axes.set(xscale="log", yscale="log")
     axes.set_xticks(tokens, [str(count) for count in tokens])
+    axes.xaxis.set_minor_locator(NullLocator())
     return _svg(figure, axes)
 
 
