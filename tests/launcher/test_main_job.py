@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow.entities import Run
+from PIL import Image
 from tiny import SMALL, command_on_ranks, read_json_lines, set_words, write_set
 
 from launcher import evaluate
+from shards.sources import image_folder
+from shards.writer import write_shards
+from vmreid.errors import UserError
 
 BACKBONES = ("VIT-S", "MAMBA-V2")
 
@@ -127,3 +133,34 @@ def test_a_checkpoint_of_another_architecture_is_refused(project, call, tmp_path
     status, printed, line = call(evaluate.main, "--run", tmp_path)
     assert (status, printed) == (2, "")
     assert "is of another architecture than VIT-S" in line
+
+
+def test_a_picture_that_does_not_decode_ends_the_job_by_name(ranks, tmp_path):
+    for identity in range(12):
+        for camera in (1, 2):
+            path = tmp_path / f"crops/{identity:02d}/{identity:02d}_c{camera}_0.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 64), (identity * 20, 100, camera * 50)).save(path)
+    (tmp_path / "crops/03/03_c2_0.jpg").write_bytes(b"no picture")
+    write_shards(image_folder(tmp_path / "crops"), tmp_path / "data", {"name": "image_folder"})
+    words = ["--recipe", "demo", "--data", "data", "--out", "runs/run", *set_words(*SMALL["VIT-S"])]
+    with pytest.raises(UserError, match=r"train-\d+.tar picture 0000000\d: does not decode.*shards.verify") as caught:
+        ranks.run(2, command_on_ranks, "launcher.train", words, tmp_path)
+    assert "\n" not in str(caught.value)
+    (run,) = runs_of(tmp_path)
+    assert run.info.status == "FAILED"
+
+
+def test_a_full_disk_while_saving_names_the_checkpoint_and_the_way_out(ranks, tmp_path):
+    write_set(tmp_path / "data")
+    (tmp_path / "small").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path / "small")]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    words = ["--recipe", "demo", "--data", "data", "--out", "small/run", *set_words(*SMALL["VIT-S"])]
+    try:
+        with pytest.raises(UserError, match=r"step-000001: not written .*free some space; --resume auto goes on from the start"):
+            ranks.run(1, command_on_ranks, "launcher.train", words, tmp_path)
+    finally:
+        ranks.run(1, os.chdir, "/")
+        subprocess.run(["umount", "--lazy", str(tmp_path / "small")], check=True)

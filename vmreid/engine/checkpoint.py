@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from vmreid.errors import UserError
 from vmreid.run_folder import WEIGHTS, RunFolder, write_atomically
 
 STATE = "state.json"
+DISK_TROUBLE = re.compile(r"PytorchStreamWriter|inline_container|iostream|No space|I/O error|os error", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,26 @@ class TrainingState:
 
 
 def save_checkpoint(engine: Any, folder: RunFolder, state: TrainingState) -> None:
-    """All ranks. Save under ``checkpoints/step-NNNNNN``; ``latest`` names it only once everything is written."""
+    """All ranks. Save under ``checkpoints/step-NNNNNN``; ``latest`` names it only once everything is written.
+
+    Raises UserError where the disk is full or fails; the checkpoint before is still whole and still the latest.
+    """
     name = f"step-{state.step:06d}"
+    try:
+        _write(engine, folder, name, state)
+    except Exception as error:  # torch and safetensors report a full disk by exceptions of their own
+        reason = " ".join(str(error).split())[:150]
+        if not isinstance(error, OSError) and not DISK_TROUBLE.search(reason):
+            raise
+        before = folder.latest()
+        way = f"--resume auto goes on from {before.name if before else 'the start'}"
+        raise UserError(f"{folder.checkpoints / name}: not written ({reason}); free some space; {way}") from error
+    if dist.get_rank() == 0:
+        write_atomically(folder.latest_file, name + "\n")
+        _keep_last_two(folder, name)
+
+
+def _write(engine: Any, folder: RunFolder, name: str, state: TrainingState) -> None:
     client_state = {"vmreid": asdict(state), "universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
     engine.save_checkpoint(str(folder.checkpoints), tag=name, client_state=client_state, save_latest=False)
     weights = consolidated_weights(engine)
@@ -44,9 +64,6 @@ def save_checkpoint(engine: Any, folder: RunFolder, state: TrainingState) -> Non
         safetensors.torch.save_file(weights, partial)
         partial.replace(path)
     dist.barrier()
-    if dist.get_rank() == 0:
-        write_atomically(folder.latest_file, name + "\n")
-        _keep_last_two(folder, name)
 
 
 def consolidated_weights(engine: Any) -> dict[str, torch.Tensor]:
