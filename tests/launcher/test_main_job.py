@@ -9,6 +9,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import safetensors.torch
+import torch
 from mlflow.entities import Run
 from PIL import Image
 from tiny import SMALL, command_on_ranks, read_json_lines, set_words, write_set
@@ -17,6 +19,9 @@ from launcher import evaluate
 from shards.sources import image_folder
 from shards.writer import write_shards
 from vmreid.errors import UserError
+from vmreid.models import build_backbone
+from vmreid.recipes.schema import Model
+from vmreid.run_folder import RunFolder
 
 BACKBONES = ("VIT-S", "MAMBA-V2")
 
@@ -164,3 +169,20 @@ def test_a_full_disk_while_saving_names_the_checkpoint_and_the_way_out(ranks, tm
     finally:
         ranks.run(1, os.chdir, "/")
         subprocess.run(["umount", "--lazy", str(tmp_path / "small")], check=True)
+
+
+def test_a_run_from_published_weights_says_so_and_is_evaluated_without_their_file(ranks, tmp_path):
+    write_set(tmp_path / "data")
+    model = Model(backbone="VIT-S", dim=48, depth=2, heads=3)
+    torch.manual_seed(5)
+    published = build_backbone(model, (64, 32), "torch").vit.state_dict()
+    torch.save(published, tmp_path / "published.pth")
+    words = ["--recipe", "demo", "--data", "data", "--out", "runs/run", "--lr", "1e-30", *set_words(*SMALL["VIT-S"])]
+    ranks.run(1, command_on_ranks, "launcher.train", [*words, "--set", "model.weights=published.pth"], tmp_path)
+    trained = safetensors.torch.load_file(RunFolder(tmp_path / "runs/run").latest() / "weights.safetensors")
+    assert torch.equal(trained["backbone.vit.blocks.0.attn.qkv.weight"], published["blocks.0.attn.qkv.weight"])
+    (run,) = runs_of(tmp_path)
+    assert run.data.params["weights"].startswith(f"{len(published)} tensors from published.pth")
+    (tmp_path / "published.pth").unlink()
+    ranks.run(1, command_on_ranks, "launcher.evaluate", ["--run", "runs/run"], tmp_path)
+    assert (tmp_path / "runs/run/metrics.json").is_file()

@@ -56,16 +56,23 @@ def prepare(recipe: Recipe, recipe_file: Path, out: Path, data: Path, resume: bo
     index = read_index(data, manifest.splits["train"])
     IdentityBatches(index, recipe.identities_per_batch, recipe.data.pictures_per_identity, recipe.seed)
     folder = RunFolder(out)
-    recipe = recipe.model_copy(
-        update={
-            "data": recipe.data.model_copy(update={"shards": str(data.resolve())}),
-            "deepspeed_config": folder.deepspeed_file.name,
-        }
-    )
+    recipe = _with_whole_paths(recipe, data, folder)
     checkpoint = _prepare_folder(folder, recipe, deepspeed, resume)
     if checkpoint:
         check_resumable(checkpoint, world, manifest.digest)
     return Plan(recipe, folder, data, manifest, deepspeed, deepspeed_path, scan_backend, scan_reason, checkpoint)
+
+
+def _with_whole_paths(recipe: Recipe, data: Path, folder: RunFolder) -> Recipe:
+    """The recipe as the run folder keeps it: readable from any current folder."""
+    weights = recipe.model.weights and str(Path(recipe.model.weights).resolve())
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"weights": weights}),
+            "data": recipe.data.model_copy(update={"shards": str(data.resolve())}),
+            "deepspeed_config": folder.deepspeed_file.name,
+        }
+    )
 
 
 def _prepare_folder(folder: RunFolder, recipe: Recipe, deepspeed: dict[str, Any], resume: bool) -> Path | None:

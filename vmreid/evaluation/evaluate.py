@@ -41,7 +41,7 @@ def load_model(plan: EvaluationPlan) -> tuple[ReIDModel, ReIDModel]:
     path = plan.checkpoint / WEIGHTS
     weights = safetensors.torch.load_file(path)
     torch.manual_seed(plan.recipe.seed)
-    backbone = build_backbone(plan.recipe.model, plan.recipe.data.image_size, plan.scan_backend)
+    backbone = build_backbone(plan.recipe.model.from_scratch(), plan.recipe.data.image_size, plan.scan_backend)
     classifier = weights.get("head.classifier.weight")
     if classifier is None:
         raise UserError(f"{path}: holds no re-ID head; give a run that launcher.train wrote")

@@ -33,6 +33,10 @@ class Model(Section):
     patch: Positive = 16
     scan_backend: Literal["auto", "reference", "torch", "mamba_ssm"] = "auto"
 
+    def from_scratch(self) -> Self:
+        """The same backbone without published weights, whose file may be gone once a run is trained."""
+        return self.model_copy(update={"weights": None})
+
 
 class Augment(Section):
     """The note's mild augmentation."""

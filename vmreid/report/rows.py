@@ -82,13 +82,14 @@ def compare_runs(folders: list[RunFolder], device: torch.device) -> Comparison:
 
 def _row(name: str, folder: RunFolder, metrics: dict[str, Any], log: list[dict[str, Any]], device: torch.device) -> Row:
     recipe = folder.recipe()
+    model = recipe.model.from_scratch()
     backend, _ = choose_backend(recipe.model.scan_backend, device)
     size = recipe.data.image_size
-    seconds = seconds_by_tokens(recipe.model, backend, device)
+    seconds = seconds_by_tokens(model, backend, device)
     return Row(
         name=name,
         backbone=recipe.model.backbone,
-        parameters=sum(p.numel() for p in build_backbone(recipe.model, size, backend).parameters()),
+        parameters=sum(p.numel() for p in build_backbone(model, size, backend).parameters()),
         steps=len(log),
         exponent=fitted_exponent(seconds),
         seconds_by_tokens=seconds,
@@ -97,7 +98,7 @@ def _row(name: str, folder: RunFolder, metrics: dict[str, Any], log: list[dict[s
         mINP=metrics["mINP"],
         nonfinite_steps=len(folder.non_finite()),
         gradient_tail=gradient_tail(log),
-        bytes_per_picture=peak_bytes_per_picture(recipe.model, size, backend, device),
+        bytes_per_picture=peak_bytes_per_picture(model, size, backend, device),
         images_per_s=statistics.median(entry["images_per_s"] for entry in log[FIRST_STEPS_LEFT_OUT:] or log[-1:]),
         final_loss=log[-1]["loss"],
     )
