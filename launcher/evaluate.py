@@ -37,7 +37,7 @@ def main(words: Sequence[str]) -> None:
         write_atomically(folder.metrics_file, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
         step = int(plan.checkpoint.name.removeprefix("step-"))
         tracker.log_results(step, {key: metrics[key] for key in ("mAP", "mINP", "rank1", "rank5", "rank10")})
-        floors = {f"{name}_{key}": value for name, floor in metrics["baselines"].items() for key, value in floor.items()}
+        floors = {f"floors/{name}_{key}": value for name, floor in metrics["baselines"].items() for key, value in floor.items()}
         tracker.log_results(step, floors)
         tracker.log_artifact(folder.metrics_file)
         tracker.close(finished=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ def main(words: Sequence[str]) -> None:
         trainer.train(tracker)
     except BaseException:
         if tracker:
-            tracker.close(finished=False)
+            with contextlib.suppress(Exception):  # what happened first is what must be told
+                tracker.close(finished=False)
         raise
     if tracker:
         tracker.log_artifact(plan.folder.log_file)
@@ -80,7 +82,8 @@ def _prepare(given: object, world: int) -> tuple[Plan, MlflowRun]:
     out: Path = values["out"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = prepare(recipe, find_recipe(values["recipe"]), out, _data(recipe, out), values["resume"] == "auto", world, device)
-    return plan, MlflowRun(plan.folder, f"{recipe.model.backbone} {out.name}")
+    name = out.name if recipe.model.backbone in out.name else f"{recipe.model.backbone} {out.name}"
+    return plan, MlflowRun(plan.folder, name)
 
 
 def _data(recipe: Recipe, out: Path) -> Path:
