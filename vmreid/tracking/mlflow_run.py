@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from vmreid.errors import UserError
 from vmreid.run_folder import RunFolder, write_atomically
 
 EXPERIMENT = "vmreid"
+SQLITE = "sqlite:///"
 DEFAULT_DATABASE = Path("runs/mlflow.db")
 PARAMETER_LENGTH = 6000  # MLflow's own limit
 
@@ -27,19 +31,20 @@ class MlflowRun:
         self._known = json.loads(folder.mlflow_file.read_text()) if folder.mlflow_file.is_file() else {}
         self.uri: str = self._known.get("tracking_uri") or default_tracking_uri()
         try:
-            self._client = mlflow.MlflowClient(tracking_uri=self.uri)
-            if self._known:
-                self.run_id: str = self._known["run_id"]
-                self._client.set_terminated(self.run_id, "RUNNING")
-            else:
-                self.run_id = self._client.create_run(self._experiment(), run_name=name).info.run_id
-                fields = {"tracking_uri": self.uri, "run_id": self.run_id}
-                write_atomically(folder.mlflow_file, json.dumps(fields, indent=2) + "\n")
+            with _one_at_a_time(self.uri):
+                self._client = mlflow.MlflowClient(tracking_uri=self.uri)
+                self.run_id: str = self._known.get("run_id") or self._new_run(name)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"MLflow store {self.uri}: {reason[:300]}; start that server, or unset MLFLOW_TRACKING_URI to use sqlite"
+                f"MLflow store {self.uri}: {reason[:300]}; start that server, or set MLFLOW_TRACKING_URI to another "
+                "(unset: sqlite in runs/mlflow.db)"
             ) from error
+        if self._known:
+            self._client.set_terminated(self.run_id, "RUNNING")
+        else:
+            fields = {"tracking_uri": self.uri, "run_id": self.run_id}
+            write_atomically(folder.mlflow_file, json.dumps(fields, indent=2) + "\n")
         self._logged_until = self._last_logged_step() if self._known else 0
 
     def log(self, step: int, values: dict[str, float]) -> None:
@@ -85,11 +90,14 @@ class MlflowRun:
         metrics = [Metric(key, float(value), now, step) for key, value in values.items()]
         self._client.log_batch(self.run_id, metrics=metrics, synchronous=False)
 
+    def _new_run(self, name: str) -> str:
+        return str(self._client.create_run(self._experiment(), run_name=name).info.run_id)
+
     def _experiment(self) -> str:
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
         if experiment is not None:
             return str(experiment.experiment_id)
-        database = self.uri.removeprefix("sqlite:///")
+        database = self.uri.removeprefix(SQLITE)
         artifacts = None if database == self.uri else (Path(database).parent / "mlartifacts").resolve().as_uri()
         return str(self._client.create_experiment(EXPERIMENT, artifact_location=artifacts))
 
@@ -104,7 +112,18 @@ def default_tracking_uri() -> str:
     if uri:
         return uri
     DEFAULT_DATABASE.parent.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{DEFAULT_DATABASE.resolve()}"
+    return f"{SQLITE}{DEFAULT_DATABASE.resolve()}"
+
+
+@contextlib.contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """MLflow makes a sqlite store's tables at first use; two runs that start together must not both do so."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    with Path(uri.removeprefix(SQLITE) + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _quiet() -> None:

@@ -1,0 +1,34 @@
+"""Runs that start at the same moment share one new store."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import mlflow
+
+from vmreid.distributed import rank
+from vmreid.run_folder import RunFolder
+from vmreid.tracking import MlflowRun
+
+
+def open_and_log(folder: Path) -> str:
+    """On a rank of the pool, each with a run of its own."""
+    os.chdir(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    own = folder / f"run{rank()}"
+    own.mkdir()
+    run = MlflowRun(RunFolder(own), f"run {rank()}")
+    run.log(1, {"loss": float(rank())})
+    run.close(finished=True)
+    return run.run_id
+
+
+def test_runs_that_start_together_share_one_new_store(ranks, tmp_path):
+    ids = ranks.run(3, open_and_log, tmp_path)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs/mlflow.db'}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "vmreid"]
+    losses = {run.info.run_id: run.data.metrics["loss"] for run in client.search_runs([experiment.experiment_id])}
+    assert losses == {run_id: float(number) for number, run_id in enumerate(ids)}
+    assert json.loads((tmp_path / "run1/mlflow.json").read_text())["run_id"] == ids[1]
