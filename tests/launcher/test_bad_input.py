@@ -159,4 +159,4 @@ def test_an_unreachable_tracking_server(call, data, monkeypatch):
     status, _, line = call(train.main, "--out", "run", "--recipe", "demo", "--data", data, *set_words("model.depth=1"))
     assert status == 2
     assert "http://127.0.0.1:9" in line
-    assert "unset MLFLOW_TRACKING_URI" in line
+    assert "set MLFLOW_TRACKING_URI to another (unset: sqlite" in line
