@@ -24,6 +24,17 @@ def ranks() -> Iterator[Pool]:
     pool.close()
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small work: several threads would wait for each other on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of larger test data that does not come with the repository."""

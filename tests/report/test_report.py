@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,7 @@ CPU = torch.device("cpu")
 DIGEST = {"same": "a1b2c3d4e5f6" * 5, "other": "f6e5d4c3b2a1" * 5}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small work: several threads would wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def write_run(folder: Path, backbone: str, mean_ap: float, digest: str = DIGEST["same"], steps: int = 12) -> RunFolder:
