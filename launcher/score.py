@@ -43,6 +43,7 @@ def main(words: Sequence[str]) -> None:
     from vmreid.distributed import place_from_environment, start_process_group, stop_process_group
     from vmreid.evaluation.protocol import summarise
     from vmreid.evaluation.ranking import rank_queries
+    from vmreid.run_folder import write_atomically
 
     place = place_from_environment()
     if place.rank == 0:
@@ -55,7 +56,8 @@ def main(words: Sequence[str]) -> None:
     ranks = rank_queries(query, gallery[index], index, options.metric)
     scores = summarise(ranks)
     if place.rank == 0:
-        _write(options.out, {"metric": options.metric, **scores, "per_query": _per_query(ranks)})
+        report = {"metric": options.metric, **scores, "per_query": _per_query(ranks)}
+        write_atomically(options.out, json.dumps(report, allow_nan=False) + "\n")
         print(
             f"mAP {scores['mAP']:.4f}  mINP {scores['mINP']:.4f}  rank1 {scores['rank1']:.4f}  "
             f"rank5 {scores['rank5']:.4f}  rank10 {scores['rank10']:.4f}  ({options.metric}, "
@@ -137,18 +139,6 @@ def _per_query(ranks: QueryRanks) -> dict[str, list[Any]]:
     if len(ranks.ranks) <= RANKS_UP_TO:
         scores["ranks"] = [positives or None for positives in ranks.ranks]
     return scores
-
-
-def _write(out: Path, scores: dict[str, Any]) -> None:
-    """Write whole or not at all."""
-    draft = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(json.dumps(scores, allow_nan=False) + "\n")
-        draft.replace(out)
-    except OSError as error:  # a full disk does not name the file
-        raise OSError(error.errno, error.strerror, str(out)) from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 import mlflow
+import pytest
 
 from vmreid.distributed import rank
+from vmreid.errors import UserError
 from vmreid.run_folder import RunFolder
 from vmreid.tracking import MlflowRun
 
@@ -32,3 +34,12 @@ def test_runs_that_start_together_share_one_new_store(ranks, tmp_path):
     losses = {run.info.run_id: run.data.metrics["loss"] for run in client.search_runs([experiment.experiment_id])}
     assert losses == {run_id: float(number) for number, run_id in enumerate(ids)}
     assert json.loads((tmp_path / "run1/mlflow.json").read_text())["run_id"] == ids[1]
+
+
+def test_a_known_run_whose_store_is_gone_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder = RunFolder(tmp_path)
+    folder.mlflow_file.write_text(json.dumps({"tracking_uri": "http://127.0.0.1:9", "run_id": "0" * 32}))
+    with pytest.raises(UserError, match=r"MLflow store http://127.0.0.1:9: .*start that server") as caught:
+        MlflowRun(folder, "again")
+    assert "\n" not in str(caught.value)

@@ -34,18 +34,18 @@ class MlflowRun:
             with _one_at_a_time(self.uri):
                 self._client = mlflow.MlflowClient(tracking_uri=self.uri)
                 self.run_id: str = self._known.get("run_id") or self._new_run(name)
+            if self._known:
+                self._client.set_terminated(self.run_id, "RUNNING")
+            self._logged_until = self._last_logged_step() if self._known else 0
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
                 f"MLflow store {self.uri}: {reason[:300]}; start that server, or set MLFLOW_TRACKING_URI to another "
                 "(unset: sqlite in runs/mlflow.db)"
             ) from error
-        if self._known:
-            self._client.set_terminated(self.run_id, "RUNNING")
-        else:
+        if not self._known:
             fields = {"tracking_uri": self.uri, "run_id": self.run_id}
             write_atomically(folder.mlflow_file, json.dumps(fields, indent=2) + "\n")
-        self._logged_until = self._last_logged_step() if self._known else 0
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Metrics of a step. Steps that the run already has (before a resume) are not logged twice."""
