@@ -6,9 +6,14 @@ import contextlib
 import io
 import json
 import math
+import multiprocessing
+import signal
 import tarfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import groupby
+from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +26,12 @@ from vmreid.progress import Reporter
 
 PICTURES_PER_SHARD = 4096
 SHARDS_WANTED = 16  # small sets still give every rank and worker a shard
+CHUNK = 16  # pictures that a process reads at a time
+PICTURES_WORTH_PROCESSES = 1000  # fewer are written before the processes have started
 
 
-def write_shards(splits: Splits, out: Path, source: dict[str, str | int | float | None]) -> Manifest:
-    """Write all ``splits`` into the new or empty folder ``out``.
+def write_shards(splits: Splits, out: Path, source: dict[str, str | int | float | None], workers: int = 1) -> Manifest:
+    """Write all ``splits`` into the new or empty folder ``out``; ``workers`` processes read or render the pictures.
 
     The manifest comes last, so that a folder without one is not a set. What an interrupted or failed call leaves is
     removed. Raises UserError where ``out`` is in use.
@@ -36,8 +43,12 @@ def write_shards(splits: Splits, out: Path, source: dict[str, str | int | float 
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
     try:
-        with Reporter("writing pictures", sum(map(len, splits.values()))) as progress:
-            written = {name: _write_split(name, pictures, out, progress) for name, pictures in splits.items()}
+        number = sum(map(len, splits.values()))
+        with (
+            _readers(workers if number >= PICTURES_WORTH_PROCESSES else 1) as read,
+            Reporter("writing pictures", number) as progress,
+        ):
+            written = {name: _write_split(name, pictures, out, read, progress) for name, pictures in splits.items()}
         manifest = Manifest(format_version=FORMAT_VERSION, source=source, splits=written, digest=digest_of(written))
         (out / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
     except BaseException as error:
@@ -51,16 +62,46 @@ def write_shards(splits: Splits, out: Path, source: dict[str, str | int | float 
     return manifest
 
 
-def _write_split(split: str, pictures: list[Picture], out: Path, progress: Reporter) -> Split:
+Read = Callable[[list[Picture]], Iterator[bytes]]  # the pictures' bytes, in their order
+
+
+@contextlib.contextmanager
+def _readers(workers: int) -> Iterator[Read]:
+    if workers == 1:
+        yield lambda pictures: (picture.read() for picture in pictures)
+        return
+    context = multiprocessing.get_context("forkserver")  # forks of this process could inherit another thread's locks
+    context.set_forkserver_preload([__name__])
+    with context.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+        yield partial(_read_ahead, pool, 4 * workers)
+
+
+def _read_ahead(pool: Pool, chunks: int, pictures: list[Picture]) -> Iterator[bytes]:
+    """At most ``chunks`` chunks are on their way, so that memory stays bounded where reading outruns writing."""
+    waiting: deque[AsyncResult[list[bytes]]] = deque()
+    for begin in range(0, len(pictures), CHUNK):
+        waiting.append(pool.apply_async(_read, (pictures[begin : begin + CHUNK],)))
+        if len(waiting) == chunks:
+            yield from waiting.popleft().get()
+    while waiting:
+        yield from waiting.popleft().get()
+
+
+def _read(pictures: list[Picture]) -> list[bytes]:
+    return [picture.read() for picture in pictures]
+
+
+def _write_split(split: str, pictures: list[Picture], out: Path, read: Read, progress: Reporter) -> Split:
     pictures = sorted(pictures, key=lambda picture: picture.pid)  # stable: a source's order holds within an identity
     shards: list[Shard] = []
     rows: list[tuple[int, ...]] = []
+    jpegs = read(pictures)
     for number, part in enumerate(_whole_identities(pictures)):
         path = out / f"{split}-{number:06d}.tar"
         with path.open("wb") as file, wds.TarWriter(file, mtime=0, user="vmreid", group="vmreid") as tar:
             for row, picture in enumerate(part, start=len(rows)):
                 fields = {"pid": picture.pid, "camid": picture.camid, "name": picture.name}
-                tar.write({"__key__": f"{row:08d}", "jpg": picture.read(), "json": json.dumps(fields).encode()})
+                tar.write({"__key__": f"{row:08d}", "jpg": next(jpegs), "json": json.dumps(fields).encode()})
                 progress.advance(picture.name)
         with tarfile.open(path) as written:
             ranges = [(member.offset_data, member.size) for member in written if member.name.endswith(".jpg")]

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 
 from vmreid.compat import prepare_torchvision
 from vmreid.errors import UserError
-from vmreid.models import build_backbone
+from vmreid.models import ReIDModel, build_backbone
 from vmreid.models.backbone import Backbone
-from vmreid.models.registry import load_published
+from vmreid.models.registry import check_backbone, load_weights, weights_file
 from vmreid.recipes.schema import Model
 
 prepare_torchvision()
@@ -56,7 +56,7 @@ def refusal(tmp_path: Path, state: object) -> str:
     path = tmp_path / "given.pth"
     torch.save(state, path)
     with pytest.raises(UserError) as caught:
-        load_published(backbone, path)
+        load_weights(backbone, path)
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert "given.pth" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -68,7 +68,7 @@ def refusal(tmp_path: Path, state: object) -> str:
 def test_features_equal_timms_at_the_published_size(published: Any, tmp_path: Path, wrapper: str | None) -> None:
     backbone, path = build((224, 224)), tmp_path / "weights.pth"
     torch.save({wrapper: published.state_dict(), "epoch": 300} if wrapper else published.state_dict(), path)
-    report = load_published(backbone, path)
+    report = load_weights(backbone, path)
     assert report == "150 tensors from weights.pth, resized: none, left: head.bias, head.weight"
     image_BCHW = torch.randn(2, 3, 224, 224)
     wanted_BC = published.forward_features(image_BCHW)[:, 0]
@@ -79,7 +79,7 @@ def test_features_equal_timms_at_the_published_size(published: Any, tmp_path: Pa
 def test_positions_are_resized_to_another_map(published: Any, tmp_path: Path) -> None:
     backbone, path = build((256, 128)), tmp_path / "weights.safetensors"
     safetensors.torch.save_file(published.state_dict(), path)
-    report = load_published(backbone, path)
+    report = load_weights(backbone, path)
     assert report == "150 tensors from weights.safetensors, resized: pos_embed, left: head.bias, head.weight"
     given, own = published.state_dict(), backbone.vit.state_dict()
     map_BCHW = given["pos_embed"][:, 1:].transpose(1, 2).unflatten(2, (14, 14))
@@ -96,7 +96,7 @@ def test_a_turned_map_of_as_many_patches_is_resized_too(tmp_path: Path) -> None:
     tall, square = build((448, 112), SMALL), build((224, 224), SMALL)
     path = tmp_path / "square.pth"
     torch.save(square.vit.state_dict(), path)
-    assert "resized: pos_embed, left: none" in load_published(tall, path)
+    assert "resized: pos_embed, left: none" in load_weights(tall, path)
     map_BCHW = square.vit.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (14, 14))
     wanted_BCHW = F.interpolate(map_BCHW, (28, 7), mode="bicubic", antialias=True, align_corners=False)
     torch.testing.assert_close(tall.vit.pos_embed[:, 1:], wanted_BCHW.flatten(2).transpose(1, 2))
@@ -106,7 +106,7 @@ def test_weights_of_another_patch_are_resized_and_named(tmp_path: Path) -> None:
     given, backbone = build((32, 32), SMALL.model_copy(update={"patch": 8})), build((32, 32), SMALL)
     path = tmp_path / "patch8.pth"
     torch.save(given.vit.state_dict(), path)
-    assert "resized: pos_embed, patch_embed.proj.weight, left: none" in load_published(backbone, path)
+    assert "resized: pos_embed, patch_embed.proj.weight, left: none" in load_weights(backbone, path)
 
 
 @pytest.mark.parametrize(
@@ -171,16 +171,56 @@ def test_a_pickled_object_is_never_run(tmp_path: Path) -> None:
 def test_a_broken_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"not weights")
     with pytest.raises(UserError, match=rf"{re.escape(name)}: not readable as weights") as caught:
-        load_published(build((32, 32), SMALL), tmp_path / name)
+        load_weights(build((32, 32), SMALL), tmp_path / name)
     assert "\n" not in str(caught.value)
+
+
+def a_run(folder: Path, model: Model, size: tuple[int, int]) -> tuple[Path, Backbone]:
+    """A run's folder as training leaves it, and the backbone that its newest weights hold."""
+    torch.manual_seed(2)
+    backbone = build_backbone(model, size, "torch")
+    state = ReIDModel(backbone, 5, (0.5,) * 3, (0.5,) * 3).state_dict()
+    (folder / "checkpoints/step-000007").mkdir(parents=True)
+    safetensors.torch.save_file(state, folder / "checkpoints/step-000007/weights.safetensors")
+    (folder / "checkpoints/latest").write_text("step-000007\n")
+    return folder, backbone
+
+
+@pytest.mark.parametrize("name", ["VIT-S", "MAMBA-S", "MAMBA-V2"])
+def test_a_run_begins_from_another_runs_backbone(tmp_path: Path, name: str) -> None:
+    model = SMALL.model_copy(update={"backbone": name, "heads": None, "dim": 48})
+    run, trained = a_run(tmp_path / "run", model, (64, 32))
+    backbone = build((64, 32), model)
+    report = load_weights(backbone, weights_file(str(run)))
+    assert all(torch.equal(value, backbone.state_dict()[key]) for key, value in trained.state_dict().items())
+    left = "head.classifier.weight, head.neck.running_mean, head.neck.running_var, head.neck.weight"
+    assert report == f"{len(trained.state_dict())} tensors from {weights_file(str(run))}, left: {left}"
+
+
+def test_a_run_of_another_size_or_backbone_is_refused(tmp_path: Path) -> None:
+    run, _ = a_run(tmp_path / "run", SMALL, (64, 32))
+    for size, model in (((64, 64), SMALL), ((64, 32), SMALL.model_copy(update={"backbone": "MAMBA-S", "heads": None}))):
+        backbone = build(size, model)
+        before = copy.deepcopy(backbone.state_dict())
+        with pytest.raises(UserError, match=r"give a run of the same backbone and data.image_size$"):
+            load_weights(backbone, weights_file(str(run)))
+        assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["MAMBA-S", "MAMBA-V2"])
 def test_backbones_without_published_weights_say_so(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "weights.pth"
-    path.touch()
-    with pytest.raises(UserError, match=rf"no published weights are known for {name}; use null$"):
-        build_backbone(Model(backbone=name, weights=str(path)), (32, 32), "torch")
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file({"cls_token": torch.zeros(1)}, path)
+    with pytest.raises(UserError, match=r"is no vmreid run's weights\.safetensors, and no published weights are known for Mamba"):
+        load_weights(build((32, 32), Model(backbone=name, dim=32, depth=1)), path)
+
+
+@pytest.mark.parametrize(("made", "words"), [(False, "no such file"), (True, "a folder without a checkpoint")])
+def test_weights_that_are_not_there_are_refused_before_anything_starts(tmp_path: Path, made: bool, words: str) -> None:
+    if made:
+        (tmp_path / "given").mkdir()
+    with pytest.raises(UserError, match=rf"^model\.weights .*/given: {words}"):
+        check_backbone(Model(backbone="VIT-S", weights=str(tmp_path / "given")))
 
 
 def as_published(test_data: Path, name: str) -> State:
@@ -195,7 +235,7 @@ def test_every_published_key_loads(test_data: Path, tmp_path: Path, name: str, b
     state, path = as_published(test_data, name), tmp_path / "weights.safetensors"
     safetensors.torch.save_file(state, path)
     built = build((256, 128), Model(backbone=backbone))
-    assert load_published(built, path).startswith(f"{len(state) - 2} tensors from weights.safetensors, resized: pos_embed,")
+    assert load_weights(built, path).startswith(f"{len(state) - 2} tensors from weights.safetensors, resized: pos_embed,")
     for key, value in built.vit.state_dict().items():
         torch.testing.assert_close(value, torch.full_like(value, 0.25), rtol=1e-4, atol=0, msg=key)
 
@@ -204,4 +244,4 @@ def test_weights_of_a_model_with_layer_scale_are_refused(test_data: Path, tmp_pa
     path = tmp_path / "dinov2.pth"
     torch.save(as_published(test_data, "vit_small_patch14_dinov2"), path)
     with pytest.raises(UserError, match=r"^dinov2\.pth: has an unknown blocks\.0\.ls1\.gamma \(24 such\)"):
-        load_published(build((256, 128)), path)
+        load_weights(build((256, 128)), path)

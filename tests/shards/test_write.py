@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from shard_commands import SMALL, Call, cameras_of
+from PIL import Image
+from shard_commands import SMALL, Call, cameras_of, pictures_of
 
-from shards import sources, write
+from shards import sources, write, writer
+from shards.synthetic import render
 from vmreid.data.manifest import SPLITS, read_index, read_manifest
+from vmreid.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +39,54 @@ def test_synthetic_splits(rendered: Path) -> None:
     counts = {name: split.pictures for name, split in read_manifest(rendered).splits.items()}
     assert counts == {"train": 20, "query": 4, "gallery": 16}
     assert all(len({camid for _, camid in cameras_of(rendered, split)}) == 3 for split in SPLITS)
-    assert read_manifest(rendered).source == {"name": "synthetic", "identities": 8, "cameras": 3, "pictures": 5, "seed": 3}
+    assert read_manifest(rendered).source == {
+        "name": "synthetic",
+        "identities": 8,
+        "cameras": 3,
+        "pictures": 5,
+        "seed": 3,
+        "objects": "both",
+    }
+
+
+def test_several_processes_write_the_same_bytes(
+    rendered: Path, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "PICTURES_WORTH_PROCESSES", 0)
+    assert call(write.main, "synthetic", *SMALL, "--out", tmp_path, "--workers", "3")[0] == 0
+    assert read_manifest(tmp_path).digest == read_manifest(rendered).digest
+    for path in rendered.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def fail() -> bytes:
+    raise UserError("picture 5: cannot be read")
+
+
+def test_what_fails_in_a_process_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "PICTURES_WORTH_PROCESSES", 0)
+    splits = sources.synthetic(4, 2, 2, 0)
+    splits["query"][1] = replace(splits["query"][1], read=fail)
+    with pytest.raises(UserError, match=r"^picture 5: cannot be read$"):
+        writer.write_shards(splits, tmp_path / "set", {}, workers=2)
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.mark.parametrize(("objects", "numbers"), [("people", [0, 2, 4, 6]), ("vehicles", [1, 3, 5, 7]), ("both", [0, 1, 2, 3])])
+def test_objects_are_the_renderers_even_or_odd_numbers(tmp_path: Path, call: Call, objects: str, numbers: list[int]) -> None:
+    words = ("--identities", "8", "--cameras", "2", "--pictures", "2", "--objects", objects)
+    assert call(write.main, "synthetic", *words, "--out", tmp_path)[0] == 0
+    train = [data for _, _, data in pictures_of(tmp_path)["train"]]
+    wanted = [
+        jpeg_bytes(number, (number_of + picture) % 2, picture) for number_of, number in enumerate(numbers) for picture in (0, 1)
+    ]
+    assert train == wanted
+
+
+def jpeg_bytes(identity: int, camera: int, picture: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(render(0, identity, camera, picture)).save(buffer, "JPEG", quality=sources.JPEG_QUALITY)
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(("cameras", "pictures"), [(2, 2), (2, 3), (2, 8), (6, 2), (3, 9)])
@@ -63,6 +115,8 @@ def test_an_identity_is_one_range_of_one_shard(rendered: Path, split: str) -> No
     [
         (("synthetic", "--identities", "3"), "--identities 3: must be at least 4"),
         (("synthetic", "--cameras", "one"), "'one'"),
+        (("synthetic", "--objects", "cats"), "'cats'"),
+        (("synthetic", "--workers", "0"), "--workers 0: must be at least 1"),
         (("synthetic", "--seeed", "1"), "did you mean --seed?"),
         (("market", "--root", "."), "'market'"),
         (("image_folder",), "--root"),

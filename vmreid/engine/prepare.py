@@ -16,7 +16,7 @@ from vmreid.engine.checkpoint import check_resumable
 from vmreid.engine.deepspeed_config import accumulation_steps, check_precision, read_deepspeed_config
 from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
-from vmreid.models.registry import check_backbone
+from vmreid.models.registry import check_backbone, weights_file
 from vmreid.recipes import Recipe, dump_recipe
 from vmreid.run_folder import RunFolder, write_atomically
 
@@ -65,7 +65,7 @@ def prepare(recipe: Recipe, recipe_file: Path, out: Path, data: Path, resume: bo
 
 def _with_whole_paths(recipe: Recipe, data: Path, folder: RunFolder) -> Recipe:
     """The recipe as the run folder keeps it: readable from any current folder."""
-    weights = recipe.model.weights and str(Path(recipe.model.weights).resolve())
+    weights = recipe.model.weights and str(weights_file(recipe.model.weights).resolve())
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"weights": weights}),

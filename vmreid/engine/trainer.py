@@ -27,7 +27,7 @@ from vmreid.engine.prepare import Plan
 from vmreid.engine.start import make_engine
 from vmreid.engine.training_module import StepResult, TrainingModule
 from vmreid.models import ReIDModel, build_backbone
-from vmreid.models.registry import load_published
+from vmreid.models.registry import load_weights
 from vmreid.optim import build_optimizer, learning_rate
 from vmreid.precision import computes_bf16
 from vmreid.progress import Reporter
@@ -181,7 +181,7 @@ def build_model(plan: Plan, classes: int) -> tuple[ReIDModel, str]:
     """The model from torch's current random state, with published weights where the recipe names them, and a report."""
     settings = plan.recipe.model
     backbone = build_backbone(settings, plan.recipe.data.image_size, plan.scan_backend)
-    report = load_published(backbone, Path(settings.weights)) if settings.weights else "from scratch"
+    report = load_weights(backbone, Path(settings.weights)) if settings.weights else "from scratch"
     return ReIDModel(backbone, classes, plan.recipe.data.mean, plan.recipe.data.std), report
 
 

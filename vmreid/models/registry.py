@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,6 +17,9 @@ from vmreid.models.mamba_v2 import MambaV2
 from vmreid.models.vit import ViT
 from vmreid.recipes.load import suggestion
 from vmreid.recipes.schema import Model
+from vmreid.run_folder import WEIGHTS, RunFolder
+
+OWN = "backbone."  # how a run's weights file names the backbone's tensors
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,25 @@ def check_backbone(model: Model) -> None:
         if getattr(model, field) is not None and getattr(definition, field) is None:
             raise UserError(f"model.{field} {getattr(model, field)}: {model.backbone} has no such setting; leave it out")
     if model.weights is not None:
-        if not Path(model.weights).is_file():
-            raise UserError(
-                f"model.weights {model.weights}: no such file; give a published checkpoint, or null to start from scratch"
-            )
-        if not hasattr(definition.family, "load_published"):
-            raise UserError(f"model.weights {model.weights}: no published weights are known for {model.backbone}; use null")
+        weights_file(model.weights)
     values = resolved(model)
     if values.get("heads") and values["dim"] * values.get("expand", 1) % values["heads"]:
         raise UserError(f"model.heads {values['heads']}: must divide the {values['dim'] * values.get('expand', 1)} channels")
+
+
+def weights_file(given: str) -> Path:
+    """The file that ``model.weights`` stands for: itself, or the newest weights of a run's folder. Raises UserError."""
+    path = Path(given)
+    if path.is_dir():
+        checkpoint = RunFolder(path).latest()
+        if checkpoint is None:
+            raise UserError(f"model.weights {given}: a folder without a checkpoint; give a trained run's folder, or a file")
+        path = checkpoint / WEIGHTS
+    if not path.is_file():
+        raise UserError(
+            f"model.weights {given}: no such file; give a published checkpoint, a run's folder, or null to start from scratch"
+        )
+    return path
 
 
 def resolved(model: Model) -> dict[str, int]:
@@ -83,8 +96,11 @@ def build_backbone(model: Model, image_size: tuple[int, int], scan_backend: str)
     return BACKBONES[model.backbone].family(image_size, **settings)
 
 
-def load_published(backbone: Backbone, path: Path) -> str:
-    """Load a published checkpoint (.pth, .pt, .bin, .safetensors; never unpickling code) and report what was matched."""
+def load_weights(backbone: Backbone, path: Path) -> str:
+    """Load another run's backbone or a published one (.safetensors, .pth, .pt, .bin; never unpickling code).
+
+    Returns a one-line report of what was matched. Raises UserError where the file does not fit.
+    """
     try:
         state: Any
         if path.suffix == ".safetensors":
@@ -97,4 +113,24 @@ def load_published(backbone: Backbone, path: Path) -> str:
         state = state.get(wrapper, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
         raise UserError(f"{path}: is not a state dict, names with tensors and nothing else; give a plain state dict")
-    return cast(ViT, backbone).load_published(state, path.name)
+    if any(name.startswith(OWN) for name in state):
+        return _load_own(backbone, state, path)
+    if not isinstance(backbone, ViT):
+        raise UserError(
+            f"{path}: is no vmreid run's {WEIGHTS}, and no published weights are known for {type(backbone).__name__}; give a "
+            "run's folder, or null to start from scratch"
+        )
+    return backbone.load_published(state, path.name)
+
+
+def _load_own(backbone: Backbone, state: dict[str, torch.Tensor], path: Path) -> str:
+    own = backbone.state_dict()
+    given = {name.removeprefix(OWN): value for name, value in state.items() if name.startswith(OWN)}
+    for name in sorted(own.keys() | given.keys()):
+        here, there = (list(values[name].shape) if name in values else "nothing" for values in (own, given))
+        if here != there:
+            raise UserError(
+                f"{path}: {name} is {there} there and {here} here; give a run of the same backbone and data.image_size"
+            )
+    backbone.load_state_dict(given)
+    return f"{len(given)} tensors from {path}, left: {', '.join(sorted(set(state) - {OWN + name for name in given}))}"

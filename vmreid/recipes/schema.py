@@ -24,7 +24,7 @@ class Model(Section):
     """Which backbone, and what deviates from its definition."""
 
     backbone: str
-    weights: str | None = None  # file of published weights to start from; None: from scratch
+    weights: str | None = None  # published weights or a run's folder to start from; None: from scratch
     dim: Positive | None = None
     depth: Positive | None = None
     heads: Positive | None = None  # attention backbones only
