@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmreid.command import Parser, run
+from vmreid.command import Parser, check_out_file, run
 from vmreid.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +46,9 @@ def main(words: Sequence[str]) -> None:
 
     place = place_from_environment()
     if place.rank == 0:
-        _check_out(options.out, options.features)
+        check_out_file(options.out)
+        if options.out.exists() and options.features.exists() and options.out.samefile(options.features):
+            raise UserError(f"--out {options.out} is the features file itself; give another name")
         query, gallery = _load(options.features)
     start_process_group(place)
     if place.rank:
@@ -115,18 +116,6 @@ def _check_ids(path: Path, name: str, array: np.ndarray[Any, Any], rows: int) ->
         raise UserError(f"{path}: {name} is {array.dtype}; it must be an integer type that fits into int64")
     if array.shape != (rows,):
         raise UserError(f"{path}: {name} has shape {array.shape}; it must be ({rows},), one id for each feature row")
-
-
-def _check_out(out: Path, features: Path) -> None:
-    """Find out before the work whether the result can be written."""
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; give the name of a JSON file")
-    if out.exists() and features.exists() and out.samefile(features):
-        raise UserError(f"--out {out} is the features file itself; give another name")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if not os.access(out.parent, os.W_OK):
-        raise UserError(f"--out {out}: the folder {out.parent} cannot be written; choose another place")
 
 
 def _per_query(ranks: QueryRanks) -> dict[str, list[Any]]:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 LONGEST_FILE = 400
 LAYERS = (  # from the top; a unit imports itself and what lies in lower layers
     ("launcher",),
+    ("vmreid.benchmarks",),
     ("vmreid.engine", "vmreid.report"),
     ("vmreid.evaluation", "vmreid.tracking"),
     ("vmreid.data", "vmreid.losses", "vmreid.models", "vmreid.optim"),
@@ -24,11 +25,13 @@ LAYERS = (  # from the top; a unit imports itself and what lies in lower layers
         "vmreid.precision",
         "vmreid.progress",
         "vmreid.recipes",
+        "vmreid.text_table",
+        "vmreid.timing",
         "vmreid.versions",
     ),
     ("vmreid.errors",),
 )
-BASE = {unit for layer in LAYERS[5:] for unit in layer}
+BASE = {unit for layer in LAYERS[6:] for unit in layer}
 BESIDE = {"shards": {"vmreid.data", *BASE}}  # outside of the layers: launcher may import it, and it imports these alone
 DOORS = {
     "causal_conv1d": {"vmreid.kernels"},

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vmreid.errors import UserError
@@ -66,6 +67,16 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 for parser in action.choices.values():
                     yield from parser._options()
+
+
+def check_out_file(out: Path) -> None:
+    """Find out before the work whether the result can be written. Raises UserError."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; give the name of a JSON file")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if not os.access(out.parent, os.W_OK):
+        raise UserError(f"--out {out}: the folder {out.parent} cannot be written; choose another place")
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:

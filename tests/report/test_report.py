@@ -15,10 +15,11 @@ from torch import nn
 from vmreid.errors import UserError
 from vmreid.recipes import dump_recipe, load_recipe
 from vmreid.recipes.schema import Model
-from vmreid.report.measure import LiveBytes, fitted_exponent, peak_bytes_per_picture
+from vmreid.report.measure import LiveBytes, peak_bytes_per_picture
 from vmreid.report.render import HEADINGS, as_markdown, as_page, as_text
 from vmreid.report.rows import Comparison, compare_runs, gradient_tail, run_names
 from vmreid.run_folder import RunFolder
+from vmreid.timing import fitted_exponent
 
 CPU = torch.device("cpu")
 DIGEST = {"same": "a1b2c3d4e5f6" * 5, "other": "f6e5d4c3b2a1" * 5}

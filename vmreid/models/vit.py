@@ -13,6 +13,17 @@ prepare_torchvision()
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn  # noqa: E402
 
 
+def timm_vit(image_size: tuple[int, int], patch: int, dim: int, depth: int, heads: int, classes: int) -> torch.nn.Module:
+    """timm's own network and initialisation, from [B, 3, height, width], normalised, to logits [B, classes].
+
+    Without ``classes`` (0) it ends in the normalised class token, [B, dim].
+    """
+    network: torch.nn.Module = VisionTransformer(
+        img_size=image_size, patch_size=patch, embed_dim=dim, depth=depth, num_heads=heads, num_classes=classes
+    )
+    return network
+
+
 class ViT(Backbone):
     """timm's ViT without classifier; the feature is the normalised class token."""
 
@@ -21,9 +32,7 @@ class ViT(Backbone):
     def __init__(self, image_size: tuple[int, int], patch: int, dim: int, depth: int, heads: int) -> None:
         super().__init__()
         self.dim = dim
-        self.vit = VisionTransformer(
-            img_size=image_size, patch_size=patch, embed_dim=dim, depth=depth, num_heads=heads, num_classes=0
-        )
+        self.vit = timm_vit(image_size, patch, dim, depth, heads, classes=0)
         initialise_weights(self)
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:

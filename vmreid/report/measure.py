@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from vmreid.models import build_backbone
 from vmreid.precision import computes_bf16
 from vmreid.recipes.schema import Model
+from vmreid.timing import durations
 
 GRIDS = ((8, 4), (16, 8), (32, 16))  # 32, 128, 512 patch tokens
 BATCH = 2
@@ -30,16 +29,8 @@ def seconds_by_tokens(model: Model, scan_backend: str, device: torch.device) -> 
         size = (rows * model.patch, columns * model.patch)
         step = _step(build_backbone(model, size, scan_backend).to(device), size, BATCH)
         step()
-        seconds[rows * columns] = _fastest(step, device)
+        seconds[rows * columns] = min(durations(step, device, REPEATS, SECONDS))
     return seconds
-
-
-def fitted_exponent(cost: dict[int, float]) -> float:
-    """Slope of log cost over log tokens by least squares: 1 is linear, 2 quadratic."""
-    logs = [(math.log(tokens), math.log(value)) for tokens, value in cost.items()]
-    mean_x, mean_y = (sum(column) / len(logs) for column in zip(*logs, strict=True))
-    slope: float = sum((x - mean_x) * (y - mean_y) for x, y in logs) / sum((x - mean_x) ** 2 for x, _ in logs)
-    return slope
 
 
 def peak_bytes_per_picture(model: Model, size: tuple[int, int], scan_backend: str, device: torch.device) -> float:
@@ -60,21 +51,6 @@ def _step(backbone: nn.Module, size: Sequence[int], batch: int) -> Callable[[], 
         feature_BF.float().square().sum().backward()
 
     return step
-
-
-def _fastest(step: Callable[[], None], device: torch.device) -> float:
-    times = [_timed(step, device) for _ in range(REPEATS)]
-    while sum(times) < SECONDS:
-        times.append(_timed(step, device))
-    return min(times)
-
-
-def _timed(step: Callable[[], None], device: torch.device) -> float:
-    begin = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
 
 
 def _peak_bytes(step: Callable[[], None], device: torch.device) -> int:

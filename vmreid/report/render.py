@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from vmreid.report.rows import Comparison, Row
+from vmreid.text_table import aligned
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
@@ -62,10 +63,7 @@ def legend(comparison: Comparison) -> list[str]:
 
 def as_text(comparison: Comparison) -> str:
     """Aligned columns for a terminal."""
-    table = [HEADINGS, *lines(comparison)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(HEADINGS))]
-    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    return "\n".join([rows[0], "-" * len(rows[0]), *rows[1:], *(f"warning: {text}" for text in comparison.warnings)])
+    return "\n".join([aligned(HEADINGS, lines(comparison)), *(f"warning: {text}" for text in comparison.warnings)])
 
 
 def as_markdown(comparison: Comparison) -> str:

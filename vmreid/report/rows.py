@@ -12,8 +12,9 @@ import torch
 from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
 from vmreid.models import build_backbone
-from vmreid.report.measure import fitted_exponent, peak_bytes_per_picture, seconds_by_tokens
+from vmreid.report.measure import peak_bytes_per_picture, seconds_by_tokens
 from vmreid.run_folder import RunFolder
+from vmreid.timing import device_name, fitted_exponent
 
 FIRST_STEPS_LEFT_OUT = 3  # of the throughput: caches and allocators warm up
 
@@ -70,7 +71,7 @@ def compare_runs(folders: list[RunFolder], device: torch.device) -> Comparison:
             floors[f"untrained {name}" if floor == "untrained" else floor] = scores
     protocols = {name: metrics[name]["protocol"] for name in names}
     setting = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "device": device_name(device),
         "torch": torch.__version__,
         "protocols": protocols,
     }

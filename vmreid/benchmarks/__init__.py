@@ -1,0 +1,1 @@
+"""What the parts of training cost on the machine at hand."""
