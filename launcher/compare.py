@@ -40,7 +40,8 @@ def main(words: Sequence[str]) -> None:
     }
     for name, text in reports.items():
         write_atomically(given.out / name, text)
-    tracker = MlflowRun(RunFolder(given.out), "comparison " + ", ".join(row.name for row in comparison.rows))
+    names = ", ".join(row.name for row in comparison.rows)
+    tracker = MlflowRun(RunFolder(given.out), f"comparison {names}", "launcher.compare")
     for name in reports:
         tracker.log_artifact(given.out / name)
     for row in comparison.rows:

@@ -67,7 +67,7 @@ def _prepare(folder: RunFolder) -> tuple[EvaluationPlan, MlflowRun]:
     backend, _ = choose_backend(recipe.model.scan_backend, device)
     plan = EvaluationPlan(recipe, data, manifest, checkpoint, backend)
     load_model(plan)
-    return plan, MlflowRun(folder, recipe.model.backbone)
+    return plan, MlflowRun(folder, recipe.model.backbone, "launcher.train")
 
 
 def _table(backbone: str, metrics: dict[str, Any]) -> str:

@@ -83,7 +83,7 @@ def _prepare(given: object, world: int) -> tuple[Plan, MlflowRun]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = prepare(recipe, find_recipe(values["recipe"]), out, _data(recipe, out), values["resume"] == "auto", world, device)
     name = out.name if recipe.model.backbone in out.name else f"{recipe.model.backbone} {out.name}"
-    return plan, MlflowRun(plan.folder, name)
+    return plan, MlflowRun(plan.folder, name, "launcher.train")
 
 
 def _data(recipe: Recipe, out: Path) -> Path:

@@ -21,7 +21,7 @@ def open_and_log(folder: Path) -> str:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     own = folder / f"run{rank()}"
     own.mkdir()
-    run = MlflowRun(RunFolder(own), f"run {rank()}")
+    run = MlflowRun(RunFolder(own), f"run {rank()}", "tests")
     run.log(1, {"loss": float(rank())})
     run.close(finished=True)
     return run.run_id
@@ -41,5 +41,5 @@ def test_a_known_run_whose_store_is_gone_is_one_line(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     folder.mlflow_file.write_text(json.dumps({"tracking_uri": "http://127.0.0.1:9", "run_id": "0" * 32}))
     with pytest.raises(UserError, match=r"MLflow store http://127.0.0.1:9: .*start that server") as caught:
-        MlflowRun(folder, "again")
+        MlflowRun(folder, "again", "tests")
     assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import getpass
 import json
 import os
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 from vmreid.errors import UserError
 from vmreid.run_folder import RunFolder, write_atomically
+from vmreid.versions import commit
 
 EXPERIMENT = "vmreid"
 SQLITE = "sqlite:///"
@@ -23,8 +25,11 @@ PARAMETER_LENGTH = 6000  # MLflow's own limit
 class MlflowRun:
     """An open MLflow run. Metrics are sent in the background; ``close`` waits for them."""
 
-    def __init__(self, folder: RunFolder, name: str) -> None:
-        """Open the run that ``folder`` names, or make one. Raises UserError where the store cannot be reached."""
+    def __init__(self, folder: RunFolder, name: str, source: str) -> None:
+        """Open the run that ``folder`` names, or make one, which ``source`` (such as ``launcher.train``) began.
+
+        Raises UserError where the store cannot be reached.
+        """
         _quiet()
         import mlflow
 
@@ -33,7 +38,7 @@ class MlflowRun:
         try:
             with _one_at_a_time(self.uri):
                 self._client = mlflow.MlflowClient(tracking_uri=self.uri)
-                self.run_id: str = self._known.get("run_id") or self._new_run(name)
+                self.run_id: str = self._known.get("run_id") or self._new_run(name, source)
             if self._known:
                 self._client.set_terminated(self.run_id, "RUNNING")
             self._logged_until = self._last_logged_step() if self._known else 0
@@ -70,6 +75,20 @@ class MlflowRun:
         for key, value in tags.items():
             self._client.set_tag(self.run_id, key, value)
 
+    def describe(self, markdown: str) -> None:
+        """The text at the top of the run's page; a later one takes its place."""
+        self._client.set_tag(self.run_id, "mlflow.note.content", markdown)
+
+    def log_dataset(self, folder: Path, digest: str) -> None:
+        """Name the data that a new run reads, for the list of runs."""
+        if self._known:
+            return
+        from mlflow.entities import Dataset, DatasetInput
+
+        source = json.dumps({"uri": folder.resolve().as_uri()})
+        dataset = Dataset(name=folder.name, digest=digest[:12], source_type="local", source=source)
+        self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
+
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file or a folder's files to the run's artifacts."""
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
@@ -90,8 +109,14 @@ class MlflowRun:
         metrics = [Metric(key, float(value), now, step) for key, value in values.items()]
         self._client.log_batch(self.run_id, metrics=metrics, synchronous=False)
 
-    def _new_run(self, name: str) -> str:
-        return str(self._client.create_run(self._experiment(), run_name=name).info.run_id)
+    def _new_run(self, name: str, source: str) -> str:
+        tags = {
+            "mlflow.user": _user(),
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": source,
+            "mlflow.source.git.commit": commit(),
+        }
+        return str(self._client.create_run(self._experiment(), run_name=name, tags=tags).info.run_id)
 
     def _experiment(self) -> str:
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
@@ -99,11 +124,20 @@ class MlflowRun:
             return str(experiment.experiment_id)
         database = self.uri.removeprefix(SQLITE)
         artifacts = None if database == self.uri else (Path(database).parent / "mlartifacts").resolve().as_uri()
-        return str(self._client.create_experiment(EXPERIMENT, artifact_location=artifacts))
+        # so that its pages are those of model training; MLflow's own default is traces of language models
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return str(self._client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=kind))
 
     def _last_logged_step(self) -> int:
         history = self._client.get_metric_history(self.run_id, "loss")
         return max((metric.step for metric in history), default=0)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's number without a name
+        return str(os.getuid())
 
 
 def default_tracking_uri() -> str:
