@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vmreid.command import Parser, run
 
 if TYPE_CHECKING:
-    from vmreid.evaluation.evaluate import EvaluationPlan
+    from vmreid.evaluation.evaluate import Evaluation, EvaluationPlan
     from vmreid.run_folder import RunFolder
     from vmreid.tracking import MlflowRun
 
@@ -31,17 +31,18 @@ def main(words: Sequence[str]) -> None:
     if place.rank == 0:
         plan, tracker = _prepare(folder)
     start_process_group(place)
-    metrics = evaluate(from_rank_0(plan), place)
+    found = evaluate(from_rank_0(plan), place)
     if plan and tracker:
+        metrics = found.metrics
         metrics["protocol"] |= {"world": place.world, "versions": versions()}
         write_atomically(folder.metrics_file, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-        step = int(plan.checkpoint.name.removeprefix("step-"))
-        tracker.log_results(step, {key: metrics[key] for key in ("mAP", "mINP", "rank1", "rank5", "rank10")})
-        floors = {f"floors/{name}_{key}": value for name, floor in metrics["baselines"].items() for key, value in floor.items()}
-        tracker.log_results(step, floors)
-        tracker.log_artifact(folder.metrics_file)
-        tracker.close(finished=True)
-        print(_table(plan.recipe.model.backbone, metrics), f"\n{folder.metrics_file}", sep="")
+        print(_table(plan.recipe.model.backbone, metrics), f"\n{folder.metrics_file}", sep="", flush=True)
+        try:
+            tracker.log_results(int(plan.checkpoint.name.removeprefix("step-")), _named_for_mlflow(metrics))
+            tracker.log_artifact(folder.metrics_file)
+            _draw(plan, found, folder, tracker)
+        finally:
+            tracker.close(finished=True)
     stop_process_group()
 
 
@@ -70,11 +71,49 @@ def _prepare(folder: RunFolder) -> tuple[EvaluationPlan, MlflowRun]:
     return plan, MlflowRun(folder, recipe.model.backbone, "launcher.train")
 
 
+def _directions(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Forward, and where both were asked for, reverse and mean."""
+    return {"": metrics, **{name: metrics[name] for name in ("reverse", "mean") if name in metrics}}
+
+
 def _table(backbone: str, metrics: dict[str, Any]) -> str:
-    rows = {backbone: metrics, **metrics["baselines"]}
-    lines = [f"{'':12} {'mAP':>7} {'Rank-1':>7}"]
-    lines += [f"{name:12} {row['mAP']:7.3f} {row['rank1']:7.3f}" for name, row in rows.items()]
+    headings = {"": "query to gallery", "reverse": "gallery to query", "mean": "mean"}
+    directions = _directions(metrics)
+    lines = [" " * 15 + "".join(f"{headings[name]:>20}" for name in directions)] if len(directions) > 1 else []
+    lines.append(" " * 15 + f"{'mAP':>11}{'Rank-1':>9}" * len(directions))
+    for name in (backbone, *metrics["baselines"]):
+        rows = (scores if name == backbone else scores["baselines"][name] for scores in directions.values())
+        lines.append(f"{name:15}" + "".join(f"{row['mAP']:11.3f}{row['rank1']:9.3f}" for row in rows))
     return "\n".join(lines)
+
+
+def _named_for_mlflow(metrics: dict[str, Any]) -> dict[str, float]:
+    """What stands before a slash is a group on MLflow's page."""
+    from vmreid.evaluation.directions import SCORES
+
+    named: dict[str, float] = {}
+    for direction, scores in _directions(metrics).items():
+        group, prefix = (f"{direction}/", f"{direction}_") if direction else ("", "")
+        named |= {f"{group}{key}": scores[key] for key in SCORES}
+        for floor, values in scores["baselines"].items():
+            named |= {f"floors/{prefix}{floor}_{key}": value for key, value in values.items()}
+    return named
+
+
+def _draw(plan: EvaluationPlan, found: Evaluation, folder: RunFolder, tracker: MlflowRun) -> None:
+    from vmreid.report.curves import draw_cmc
+    from vmreid.report.galleries import draw_galleries
+    from vmreid.run_folder import write_atomically
+
+    title = f"{folder.path.resolve().name} · {plan.checkpoint.name} · {plan.recipe.evaluation.metric} distance"
+    pictures = {
+        "galleries.png": draw_galleries(found.examples, plan.data, plan.manifest, title),
+        "cmc.png": draw_cmc(found.curves, title),
+    }
+    folder.pictures.mkdir(exist_ok=True)
+    for name, content in pictures.items():
+        write_atomically(folder.pictures / name, content)
+        tracker.log_artifact(folder.pictures / name, "pictures")
 
 
 if __name__ == "__main__":

@@ -129,6 +129,18 @@ def _describe(tracker: MlflowRun, plan: Plan, trainer: Trainer, words: Sequence[
     )
     for path in (plan.folder.recipe_file, plan.folder.deepspeed_file):
         tracker.log_artifact(path)
+    if plan.checkpoint is None:
+        _show_data(tracker, plan)
+
+
+def _show_data(tracker: MlflowRun, plan: Plan) -> None:
+    from vmreid.report.contact_sheet import draw_contact_sheet
+    from vmreid.run_folder import write_atomically
+
+    plan.folder.pictures.mkdir(exist_ok=True)
+    path = plan.folder.pictures / "data.png"
+    write_atomically(path, draw_contact_sheet(plan.data, plan.manifest))
+    tracker.log_artifact(path, "pictures")
 
 
 if __name__ == "__main__":

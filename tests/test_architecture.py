@@ -37,6 +37,7 @@ DOORS = {
     "causal_conv1d": {"vmreid.kernels"},
     "deepspeed": {"vmreid.engine"},
     "mamba_ssm": {"vmreid.kernels"},
+    "matplotlib": {"vmreid.report"},
     "mlflow": {"vmreid.tracking"},
     "selective_scan_cuda": {"vmreid.kernels"},
     "timm": {"vmreid.models"},

@@ -1,4 +1,5 @@
-"""The files of one run: recipe.yaml, deepspeed.json, log.jsonl, non_finite.jsonl, metrics.json, mlflow.json, checkpoints/."""
+"""The files of one run: recipe.yaml, deepspeed.json, log.jsonl, non_finite.jsonl, metrics.json, mlflow.json, pictures/,
+checkpoints/."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ class RunFolder:
         self.non_finite_file = path / "non_finite.jsonl"
         self.metrics_file = path / "metrics.json"
         self.mlflow_file = path / "mlflow.json"
+        self.pictures = path / "pictures"
         self.checkpoints = path / "checkpoints"
         self.latest_file = self.checkpoints / "latest"
 
@@ -66,11 +68,11 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one, never a part. An OSError names ``path``."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part. An OSError names ``path``."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
     except OSError as error:  # a full disk does not name the file
         raise OSError(error.errno, error.strerror, str(path)) from error

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vmreid.evaluation.baselines import HUE, SATURATION, STRIPES, VALUE, chance, colour_histogram
+from vmreid.evaluation.baselines import HUE, SATURATION, STRIPES, VALUE, chance, colour_histogram, rgb_histogram
 
 SIZE = HUE * SATURATION * VALUE
 
@@ -31,6 +31,14 @@ def expected(positives: int, candidates: int) -> tuple[float, float]:
 def test_chance_equals_the_mean_over_all_orders(positives: int, candidates: int) -> None:
     scores = chance(torch.tensor([positives]), torch.tensor([candidates]))
     assert (scores["mAP"], scores["rank1"]) == pytest.approx(expected(positives, candidates), rel=1e-10)
+
+
+@pytest.mark.parametrize(("positives", "candidates"), [(1, 1), (1, 6), (3, 7), (7, 7)])
+def test_chances_cmc_equals_the_mean_over_all_orders(positives: int, candidates: int) -> None:
+    firsts = [min(chosen) + 1 for chosen in itertools.combinations(range(candidates), positives)]
+    wanted = [sum(first <= k for first in firsts) / len(firsts) for k in range(1, 51)]
+    scores = chance(torch.tensor([positives, 0]), torch.tensor([candidates, 3]))
+    assert scores["cmc"] == pytest.approx(wanted, rel=1e-10)
 
 
 def test_chance_averages_over_valid_queries_alone() -> None:
@@ -93,6 +101,17 @@ def test_each_stripe_counts_its_own_pixels(height: int, rows: list[int]) -> None
     image_BCHW = torch.randint(0, 256, (3, 3, height, 10), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
     counts_BS = colour_histogram(image_BCHW).square().unflatten(1, (STRIPES, SIZE)).sum(dim=2)
     torch.testing.assert_close(counts_BS, torch.tensor([[10.0 * count for count in rows]] * 3))
+
+
+def test_rgb_histogram_counts_pixel_by_pixel() -> None:
+    image_BCHW = torch.randint(0, 256, (2, 3, 11, 9), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    feature_BF = rgb_histogram(image_BCHW)
+    assert (feature_BF.shape, feature_BF.dtype) == ((2, 512), torch.float32)
+    for feature_F, image_CHW in zip(feature_BF, image_BCHW, strict=True):
+        counts = torch.zeros(8, 8, 8)
+        for red, green, blue in image_CHW.flatten(1).T.tolist():
+            counts[red // 32, green // 32, blue // 32] += 1
+        torch.testing.assert_close(feature_F.square(), counts.flatten())
 
 
 def test_a_change_in_one_stripe_changes_no_other() -> None:

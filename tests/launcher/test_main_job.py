@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -24,11 +25,14 @@ from vmreid.recipes.schema import Model
 from vmreid.run_folder import RunFolder
 
 BACKBONES = ("VIT-S", "MAMBA-V2")
+FLOORS = {"chance", "untrained", "histogram", "rgb_histogram"}
 
 
 @pytest.fixture(scope="module")
 def project(ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where two backbones were trained (two ranks; VIT-S in two pieces), evaluated on three, and compared."""
+    """A folder where two backbones were trained (two ranks), evaluated on three, and compared.
+
+    VIT-S in two pieces, the second of which asks for both directions."""
     folder = tmp_path_factory.mktemp("project")
     write_set(folder / "data", identities=12)
     for backbone in BACKBONES:
@@ -37,8 +41,11 @@ def project(ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ranks.run(2, command_on_ranks, "launcher.train", words, folder)
         if backbone == "VIT-S":  # thrown back to the checkpoint before the last, then resumed
             (folder / "runs/VIT-S/checkpoints/latest").write_text("step-000003\n")
-            ranks.run(2, command_on_ranks, "launcher.train", [*words, "--resume", "auto"], folder)
-        ranks.run(3, command_on_ranks, "launcher.evaluate", ["--run", f"runs/{backbone}"], folder)
+            (folder / "runs/VIT-S/pictures/data.png").unlink()
+            words += ["--resume", "auto", "--set", "evaluation.both_directions=true"]
+            ranks.run(2, command_on_ranks, "launcher.train", words, folder)
+        table = ranks.run(3, command_on_ranks, "launcher.evaluate", ["--run", f"runs/{backbone}"], folder)[0]
+        (folder / f"table-{backbone}").write_text(table)
     runs = [f"runs/{backbone}" for backbone in BACKBONES]
     printed = ranks.run(1, command_on_ranks, "launcher.compare", [*runs, "--out", "runs/report"], folder)[0]
     (folder / "printed").write_text(printed)
@@ -62,7 +69,62 @@ def test_a_run_holds_what_the_contract_says(project):
     assert len(metrics["cmc"]) == 50
     assert (metrics["queries"], metrics["gallery"]) == (6, 18)
     assert metrics["protocol"]["world"] == 3
-    assert set(metrics["baselines"]) == {"chance", "untrained", "histogram"}
+    assert set(metrics["baselines"]) == FLOORS
+
+
+def test_both_directions_are_scored_where_the_recipe_says_so(project):
+    metrics = json.loads((project / "runs/VIT-S/metrics.json").read_text())
+    reverse, mean = metrics["reverse"], metrics["mean"]
+    assert reverse.keys() == metrics.keys() - {"protocol", "reverse", "mean"}
+    assert (reverse["queries"], reverse["gallery"]) == (18, 6)
+    assert mean.keys() == {"mAP", "mINP", "rank1", "rank5", "rank10", "baselines"}
+    assert set(reverse["baselines"]) == set(mean["baselines"]) == FLOORS
+    assert mean["mINP"] == (metrics["mINP"] + reverse["mINP"]) / 2
+    assert not {"reverse", "mean"} & json.loads((project / "runs/MAMBA-V2/metrics.json").read_text()).keys()
+    (run,) = [run for run in runs_of(project) if run.info.run_name == "VIT-S"]
+    logged = run.data.metrics
+    assert (logged["mAP"], logged["reverse/mAP"], logged["mean/rank5"]) == (metrics["mAP"], reverse["mAP"], mean["rank5"])
+    assert logged["floors/rgb_histogram_mAP"] == metrics["baselines"]["rgb_histogram"]["mAP"]
+    assert logged["floors/reverse_chance_rank1"] == reverse["baselines"]["chance"]["rank1"]
+    assert logged["floors/mean_untrained_mINP"] == mean["baselines"]["untrained"]["mINP"]
+
+
+@pytest.mark.parametrize(("backbone", "headings"), [("VIT-S", ["query to gallery gallery to query mean"]), ("MAMBA-V2", [])])
+def test_the_printed_table_has_each_direction_beside_its_floors(project, backbone, headings):
+    metrics = json.loads((project / f"runs/{backbone}/metrics.json").read_text())
+    directions = [metrics, *(metrics[name] for name in ("reverse", "mean") if name in metrics)]
+    *above, columns, own, first, second, third, fourth, _ = (project / f"table-{backbone}").read_text().splitlines()
+    assert [" ".join(line.split()) for line in above] == headings
+    assert columns.split() == ["mAP", "Rank-1"] * len(directions)
+    rows = {backbone: directions, **{floor: [scores["baselines"][floor] for scores in directions] for floor in FLOORS}}
+    printed = {name: cells for name, *cells in (line.split() for line in (own, first, second, third, fourth))}
+    assert printed == {name: [f"{scores[key]:.3f}" for scores in row for key in ("mAP", "rank1")] for name, row in rows.items()}
+
+
+def test_pictures_are_files_of_the_run_and_artifacts_in_mlflow(project):
+    """The resumed run, whose sheet of the data was taken away, has drawn none again."""
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project / 'runs/mlflow.db'}")
+    for backbone, drawn in (("VIT-S", {"galleries.png", "cmc.png"}), ("MAMBA-V2", {"data.png", "galleries.png", "cmc.png"})):
+        folder = project / "runs" / backbone
+        run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
+        logged = {artifact.path: artifact.file_size for artifact in client.list_artifacts(run_id, "pictures")}
+        assert logged.keys() == {"pictures/data.png", "pictures/galleries.png", "pictures/cmc.png"}
+        assert {path.name for path in (folder / "pictures").iterdir()} == drawn
+        for name in drawn:
+            assert logged[f"pictures/{name}"] == (folder / "pictures" / name).stat().st_size
+            Image.open(folder / "pictures" / name).verify()
+
+
+def test_pictures_that_cannot_be_written_do_not_cost_the_metrics(project, ranks, tmp_path):
+    shutil.copytree(project / "runs/MAMBA-V2", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/pictures")
+    (tmp_path / "run/pictures").write_text("in the way")
+    (tmp_path / "run/metrics.json").unlink()
+    with pytest.raises(FileExistsError):
+        ranks.run(1, command_on_ranks, "launcher.evaluate", ["--run", str(tmp_path / "run")], project)
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["queries"] == 6
+    (run,) = [run for run in runs_of(project) if run.info.run_name == "MAMBA-V2"]
+    assert run.info.status == "FINISHED"
 
 
 def test_the_saved_recipe_repeats_the_run(project, ranks):
@@ -124,7 +186,7 @@ def test_the_comparison_reports_what_the_runs_measured(project):
         assert f"{metrics['mAP']:.3f}" in printed
         assert row["bytes_per_picture"] > 0
         assert list(row["seconds_by_tokens"]) == ["32", "128", "512"]
-    assert set(report["floors"]) == {"chance", "histogram", "untrained VIT-S", "untrained MAMBA-V2"}
+    assert set(report["floors"]) == {"chance", "histogram", "rgb_histogram", "untrained VIT-S", "untrained MAMBA-V2"}
     assert "<svg" in (project / "runs/report/report.html").read_text()
     assert "| VIT-S |" in (project / "runs/report/report.md").read_text()
 

@@ -40,7 +40,7 @@ def write_run(folder: Path, backbone: str, mean_ap: float, digest: str = DIGEST[
     ]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     scores = {"mAP": mean_ap, "rank1": mean_ap + 0.125, "mINP": mean_ap / 2}
-    floors = {"untrained": 0.0625, "chance": 0.03125, "histogram": 0.25}
+    floors = {"untrained": 0.0625, "chance": 0.03125, "histogram": 0.25, "rgb_histogram": 0.125}
     metrics = {
         **scores,
         "baselines": {name: {"mAP": value, "rank1": value / 2, "mINP": value / 4} for name, value in floors.items()},
@@ -174,7 +174,7 @@ def test_the_rows_hold_what_the_runs_say(two: Comparison) -> None:
     assert list(vit.seconds_by_tokens) == [32, 128, 512]
     assert min(*vit.seconds_by_tokens.values(), *mamba.seconds_by_tokens.values(), vit.bytes_per_picture) > 0
     assert vit.exponent == pytest.approx(fitted_exponent(vit.seconds_by_tokens))
-    assert sorted(two.floors) == ["chance", "histogram", "untrained mamba", "untrained vit"]
+    assert sorted(two.floors) == ["chance", "histogram", "rgb_histogram", "untrained mamba", "untrained vit"]
     assert two.warnings == []
 
 
@@ -183,7 +183,7 @@ def test_json_markdown_page_and_terminal_hold_the_same_numbers(two: Comparison) 
     page, markdown, text = Page(as_page(two)).lines, markdown_lines(as_markdown(two)), as_text(two)
     assert page == markdown
     assert page[0] == list(HEADINGS)
-    assert len(page) == 1 + 2 + 4
+    assert len(page) == 1 + 2 + 5
     for line, row in zip(page[1:3], read["rows"], strict=True):
         cells = dict(zip(HEADINGS, line, strict=True))
         assert cells["model"] == row["name"]

@@ -26,6 +26,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.checkpoint_epochs",
     "evaluation.metric",
     "evaluation.batch_size",
+    "evaluation.both_directions",
 )
 
 
@@ -87,6 +88,7 @@ def _prepare_folder(folder: RunFolder, recipe: Recipe, deepspeed: dict[str, Any]
             raise UserError(
                 f"{folder.deepspeed_file}: differs from --deepspeed_config; resume with the same, or give a new --out"
             )
+        write_atomically(folder.recipe_file, dump_recipe(recipe))  # launcher.evaluate reads from it what may have changed
         return folder.latest()
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.deepspeed_file, text)

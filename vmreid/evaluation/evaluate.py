@@ -13,12 +13,13 @@ import torch.distributed as dist
 
 from vmreid.data.manifest import Manifest, sha256_of
 from vmreid.data.streams import evaluation_batches
-from vmreid.distributed import Place, concatenate_over_ranks
+from vmreid.distributed import Place
 from vmreid.errors import UserError
-from vmreid.evaluation.baselines import chance, colour_histogram
+from vmreid.evaluation.baselines import colour_histogram, rgb_histogram
+from vmreid.evaluation.directions import direction, mean, together
 from vmreid.evaluation.extraction import Extracted, FeatureFunction, extract
-from vmreid.evaluation.protocol import summarise
-from vmreid.evaluation.ranking import Features, rank_queries
+from vmreid.evaluation.nearest import Example, examples
+from vmreid.evaluation.ranking import Features
 from vmreid.models import ReIDModel, build_backbone
 from vmreid.progress import Reporter
 from vmreid.recipes import Recipe
@@ -34,6 +35,15 @@ class EvaluationPlan:
     manifest: Manifest
     checkpoint: Path
     scan_backend: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``metrics.json``'s content; CMC by direction, then by model and floor; example queries with what lies nearest."""
+
+    metrics: dict[str, Any]
+    curves: dict[str, dict[str, list[float]]]
+    examples: list[Example]
 
 
 def load_model(plan: EvaluationPlan) -> tuple[ReIDModel, ReIDModel]:
@@ -59,32 +69,40 @@ def load_model(plan: EvaluationPlan) -> tuple[ReIDModel, ReIDModel]:
     return model.float().eval(), untrained.eval()
 
 
-def evaluate(plan: EvaluationPlan, place: Place) -> dict[str, Any]:
-    """All ranks. ``metrics.json``'s content, the same on every rank."""
+def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
+    """All ranks. The same on every rank."""
     model, untrained = (each.to(place.device) for each in load_model(plan))
-    functions: dict[str, FeatureFunction] = {"model": model, "untrained": untrained, "histogram": colour_histogram}
-    query, gallery = (_extract_split(plan, split, functions, place) for split in ("query", "gallery"))
-    scores = {name: _score(query[name], gallery[name], plan.recipe.evaluation.metric) for name in functions}
-    return {
-        **scores["model"],
-        "baselines": {
-            "chance": _chance(query["model"].features, gallery["model"].features),
-            **{name: {key: scores[name][key] for key in ("mAP", "mINP", "rank1")} for name in ("untrained", "histogram")},
-        },
-        "protocol": {
-            "metric": plan.recipe.evaluation.metric,
-            "feature": "after BNNeck, fp32",
-            "excluded": "junk (pid -1); gallery pictures of the query's identity and camera",
-            "image_size": list(plan.recipe.data.image_size),
-            "data_digest": plan.manifest.digest,
-            "checkpoint": plan.checkpoint.name,
-            "weights_sha256": sha256_of(plan.checkpoint / WEIGHTS),
-            "backbone": plan.recipe.model.backbone,
-        },
+    functions: dict[str, FeatureFunction] = {
+        "model": model,
+        "untrained": untrained,
+        "histogram": colour_histogram,
+        "rgb_histogram": rgb_histogram,
     }
+    query, gallery = (_extract_split(plan, split, functions, place) for split in ("query", "gallery"))
+    metric = plan.recipe.evaluation.metric
+    forward = direction(query, gallery, metric)
+    metrics, curves = forward.metrics(), {"query to gallery": forward.curves()}
+    if plan.recipe.evaluation.both_directions:
+        reverse = direction(gallery, query, metric)
+        metrics |= {"reverse": reverse.metrics(), "mean": mean(metrics, reverse.metrics())}
+        curves["gallery to query"] = reverse.curves()
+    metrics["protocol"] = {
+        "metric": metric,
+        "feature": "after BNNeck, fp32",
+        "excluded": "junk (pid -1); gallery pictures of the query's identity and camera",
+        "image_size": list(plan.recipe.data.image_size),
+        "data_digest": plan.manifest.digest,
+        "checkpoint": plan.checkpoint.name,
+        "weights_sha256": sha256_of(plan.checkpoint / WEIGHTS),
+        "backbone": plan.recipe.model.backbone,
+    }
+    part = gallery["model"]
+    shown = examples(forward.ranks, together(query["model"]), part.features, part.rows, metric)
+    return Evaluation(metrics, curves, shown)
 
 
 def _extract_split(plan: EvaluationPlan, name: str, functions: dict[str, FeatureFunction], place: Place) -> dict[str, Extracted]:
+    """All ranks. This rank's part of a split, by each feature function."""
     recipe, split = plan.recipe, plan.manifest.splits[name]
     own = sum(shard.pictures for shard in split.shards[place.rank :: place.world])
     batches = evaluation_batches(
@@ -92,35 +110,18 @@ def _extract_split(plan: EvaluationPlan, name: str, functions: dict[str, Feature
         rank=place.rank, world=place.world, workers=recipe.data.workers,
     )  # fmt: skip
     if place.rank:
-        return extract(batches, functions, place.device, None)
-    with Reporter(f"features of {name}, batch", -(-own // recipe.evaluation.batch_size)) as progress:
-        return extract(batches, functions, place.device, progress)
+        parts = extract(batches, functions, place.device, None)
+    else:
+        with Reporter(f"features of {name}, batch", -(-own // recipe.evaluation.batch_size)) as progress:
+            parts = extract(batches, functions, place.device, progress)
+    return {function: _widened(part) for function, part in parts.items()}
 
 
-def _score(query: Extracted, gallery: Extracted, metric: Any) -> dict[str, Any]:
-    """All ranks. Queries brought together in index order; the gallery stays where it is."""
-    width = torch.tensor([max(query.features.features.shape[1], gallery.features.features.shape[1])])
+def _widened(part: Extracted) -> Extracted:
+    """All ranks. A rank without pictures does not know how wide a feature is."""
+    width = torch.tensor([part.features.features.shape[1]])
     dist.all_reduce(width, op=dist.ReduceOp.MAX)
-    query, gallery = (_widened(part, int(width)) for part in (query, gallery))
-    order = concatenate_over_ranks(query.rows).argsort()
-    whole = Features(*(concatenate_over_ranks(part)[order] for part in vars(query.features).values()))
-    return summarise(rank_queries(whole, gallery.features, gallery.rows, metric))
-
-
-def _widened(part: Extracted, width: int) -> Extracted:
-    """A rank without pictures does not know how wide a feature is."""
     if len(part.rows):
         return part
-    features = Features(torch.zeros(0, width), part.features.pids, part.features.camids)
+    features = Features(torch.zeros(0, int(width)), part.features.pids, part.features.camids)
     return Extracted(features, part.rows)
-
-
-def _chance(query: Features, gallery: Features) -> dict[str, float]:
-    """All ranks."""
-    pids, camids = concatenate_over_ranks(query.pids), concatenate_over_ranks(query.camids)
-    same_QG = pids[:, None] == gallery.pids
-    positives = (same_QG & (camids[:, None] != gallery.camids)).sum(dim=1)
-    excluded = (same_QG & (camids[:, None] == gallery.camids)).sum(dim=1)
-    counts = torch.stack([positives, (gallery.pids != -1).sum() - excluded])
-    dist.all_reduce(counts)
-    return chance(*counts)

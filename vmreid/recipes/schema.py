@@ -108,6 +108,7 @@ class Evaluation(Section):
 
     metric: Literal["euclidean", "cosine"]
     batch_size: Positive  # pictures a forward pass on one rank
+    both_directions: bool = False  # for sets whose two sides are two cameras, such as vehicle_khoa
 
 
 class Recipe(Section):

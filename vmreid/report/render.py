@@ -57,7 +57,8 @@ def legend(comparison: Comparison) -> list[str]:
         "Stability: stops at a non-finite value, over all resumes; 99th percentile over median of the gradient norm.",
         "Memory: growth of the peak of one forward + backward pass with each further picture, at the run's image size.",
         "images/s: median over the training steps, all ranks together.",
-        "chance: expectation of a random order. untrained: the same backbone with random weights. histogram: HSV, six stripes.",
+        "chance: expectation of a random order. untrained: the same backbone with random weights. "
+        "histogram: colours in HSV, six stripes. rgb_histogram: colours in RGB, whole picture.",
     ]
 
 

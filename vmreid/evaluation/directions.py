@@ -1,0 +1,75 @@
+"""One direction of an evaluation, queries against a gallery, and the mean of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vmreid.distributed import concatenate_over_ranks, sum_over_ranks
+from vmreid.evaluation.baselines import chance
+from vmreid.evaluation.distances import Metric
+from vmreid.evaluation.extraction import Extracted
+from vmreid.evaluation.protocol import QueryRanks, summarise
+from vmreid.evaluation.ranking import JUNK, Features, rank_queries
+
+SCORES = ("mAP", "mINP", "rank1", "rank5", "rank10")
+FLOOR_SCORES = ("mAP", "mINP", "rank1")
+
+
+@dataclass(frozen=True)
+class Direction:
+    """``ranks`` of the model; by name the scores of the ``model`` and of each floor, each with its ``cmc``."""
+
+    ranks: QueryRanks
+    scores: dict[str, dict[str, Any]]
+
+    def metrics(self) -> dict[str, Any]:
+        """The model's scores, and the floors' below ``baselines``."""
+        floors = {name: scores for name, scores in self.scores.items() if name != "model"}
+        return {
+            **self.scores["model"],
+            "baselines": {
+                name: {key: scores[key] for key in FLOOR_SCORES if key in scores}  # nobody knows chance's mINP
+                for name, scores in floors.items()
+            },
+        }
+
+    def curves(self) -> dict[str, list[float]]:
+        """CMC by name."""
+        return {name: scores["cmc"] for name, scores in self.scores.items()}
+
+
+def direction(query: Mapping[str, Extracted], gallery: Mapping[str, Extracted], metric: Metric) -> Direction:
+    """All ranks. Score ``query`` against ``gallery``, both as they lie on the ranks, by each of their feature functions."""
+    ranks = {name: rank_queries(together(query[name]), gallery[name].features, gallery[name].rows, metric) for name in query}
+    scores = {name: summarise(each) for name, each in ranks.items()}
+    model = scores.pop("model")
+    floor = _chance(together(query["model"]), gallery["model"].features)
+    return Direction(ranks["model"], {"model": model, "chance": floor, **scores})
+
+
+def together(part: Extracted) -> Features:
+    """All ranks. A whole side's features, in index order."""
+    order = concatenate_over_ranks(part.rows).argsort()
+    return Features(*(concatenate_over_ranks(values)[order] for values in vars(part.features).values()))
+
+
+def mean(forward: Mapping[str, Any], reverse: Mapping[str, Any]) -> dict[str, Any]:
+    """Means of two directions' ``metrics()``."""
+    floors = {
+        name: {key: (value + reverse["baselines"][name][key]) / 2 for key, value in scores.items()}
+        for name, scores in forward["baselines"].items()
+    }
+    return {**{key: (forward[key] + reverse[key]) / 2 for key in SCORES}, "baselines": floors}
+
+
+def _chance(query: Features, gallery_part: Features) -> dict[str, Any]:
+    """All ranks. ``query``: all of them; this rank's part of the gallery."""
+    gallery = gallery_part[gallery_part.pids != JUNK]
+    same_QG = query.pids[:, None] == gallery.pids
+    positives = (same_QG & (query.camids[:, None] != gallery.camids)).sum(dim=1)
+    candidates = len(gallery) - (same_QG & (query.camids[:, None] == gallery.camids)).sum(dim=1)
+    return chance(*sum_over_ranks(torch.stack([positives, candidates])))
