@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The runs behind one_gpu.md and vehicle_khoa.md, by stages: data, then note, search → tuned, vehicle.
+# The runs behind one_gpu.md and vehicle_khoa.md, by stages: data; note; search, tuned; rendered; scratch; transfer.
 # usage: one_gpu.sh OUT STAGE...    A run is one process on one GPU; JOBS of them (default 4) share the GPUs (default "0").
 # Run it from the project's root, with the packages on PATH (source .venv/bin/activate). A run that is there is left alone.
 set -euo pipefail
@@ -12,10 +12,11 @@ export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 mkdir -p "$out/log"
 
 data() {
-    python -m shards.write synthetic --identities 1000 --pictures 16 --cameras 6 --seed 0 --out "$out/data/synthetic"
-    python -m shards.write synthetic --identities 1000 --pictures 16 --cameras 6 --seed 1 --out "$out/data/search"
-    python -m shards.write synthetic --identities 2000 --pictures 16 --cameras 6 --seed 2 --objects vehicles --out "$out/data/vehicles"
-    python -m shards.write vehicle_khoa --root "${VEHICLE_KHOA:?the folder of the real set}" --out "$out/data/khoa"
+    python -m shards.write synthetic --identities 1000 --pictures 16 --cameras 6 --seed 0 --out "$out/data/synthetic" &
+    python -m shards.write synthetic --identities 1000 --pictures 16 --cameras 6 --seed 1 --out "$out/data/search" &
+    python -m shards.write synthetic --identities 2000 --pictures 16 --cameras 6 --seed 2 --objects vehicles --out "$out/data/vehicles" &
+    python -m shards.write vehicle_khoa --root "${VEHICLE_KHOA:?the folder of the real set}" --out "$out/data/khoa" &
+    wait
 }
 
 # one line of standard input a run: its name, then launcher.train's arguments
@@ -54,23 +55,37 @@ runs = {path.parent.name.removeprefix(sys.argv[2] + "-"): json.loads(path.read_t
 print(max(runs, key=runs.get))' "$out/search" "$1"
 }
 
+# where the note's own rate is the best, its run is the tuned one
 tuned() {
     for backbone in $backbones; do
-        echo "tuned/$backbone --backbone $backbone --lr $(best_rate "$backbone") --data $out/data/synthetic"
+        rate=$(best_rate "$backbone")
+        [ "$rate" = 1e-4 ] || echo "tuned/$backbone --backbone $backbone --lr $rate --data $out/data/synthetic"
     done | queue
 }
 
-vehicle() {
+rendered() {
     for backbone in $backbones; do
-        echo "vehicle/rendered/$backbone --recipe vehicle_khoa --backbone $backbone --data $out/data/vehicles --batch_size 64 --set data.pictures_per_identity=4"
+        echo "rendered/$backbone --recipe vehicle_khoa --backbone $backbone --data $out/data/vehicles --epochs 30" \
+            "--batch_size 64 --set data.pictures_per_identity=4 --set evaluation.both_directions=false"
     done | queue
+}
+
+scratch() {
+    khoa scratch | queue
+}
+
+transfer() {
+    for backbone in $backbones; do
+        khoa transfer | grep -- "--backbone $backbone " | sed "s|\$| --set model.weights=$out/rendered/$backbone|"
+    done | queue
+}
+
+khoa() {
     for seed in $seeds; do
         for backbone in $backbones; do
-            common="--recipe vehicle_khoa --backbone $backbone --data $out/data/khoa --set seed=$seed"
-            echo "vehicle/scratch-$seed/$backbone $common"
-            echo "vehicle/transfer-$seed/$backbone $common --set model.weights=$out/vehicle/rendered/$backbone"
+            echo "$1-$seed/$backbone --recipe vehicle_khoa --backbone $backbone --data $out/data/khoa --epochs 40 --set seed=$seed"
         done
-    done | queue
+    done
 }
 
 for stage in "$@"; do "$stage"; done
