@@ -22,3 +22,4 @@ done
 echo "== comparison"
 python -m launcher.compare "${backbones[@]/#/runs/demo/}" --out runs/demo/report
 echo "browse the runs: .venv/bin/mlflow ui --backend-store-uri sqlite:///runs/mlflow.db"
+echo "then open http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"

@@ -44,8 +44,7 @@ def main(words: Sequence[str]) -> None:
     tracker = MlflowRun(RunFolder(given.out), f"comparison {names}", "launcher.compare")
     for name in reports:
         tracker.log_artifact(given.out / name)
-    for row in comparison.rows:
-        tracker.log_results(0, {f"{row.name}/mAP": row.mAP, f"{row.name}/rank1": row.rank1, f"{row.name}/exponent": row.exponent})
+    tracker.describe(reports["report.md"])
     tracker.close(finished=True)
     print(f"{as_text(comparison)}\n\nreport: {given.out / 'report.html'}")
 

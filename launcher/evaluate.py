@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmreid.command import Parser, run
+from vmreid.text_table import aligned, markdown
 
 if TYPE_CHECKING:
     from vmreid.evaluation.evaluate import Evaluation, EvaluationPlan
@@ -36,10 +37,11 @@ def main(words: Sequence[str]) -> None:
         metrics = found.metrics
         metrics["protocol"] |= {"world": place.world, "versions": versions()}
         write_atomically(folder.metrics_file, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-        print(_table(plan.recipe.model.backbone, metrics), f"\n{folder.metrics_file}", sep="", flush=True)
+        print(aligned(*_table(plan.recipe.model.backbone, metrics)), folder.metrics_file, sep="\n", flush=True)
         try:
             tracker.log_results(int(plan.checkpoint.name.removeprefix("step-")), _named_for_mlflow(metrics))
             tracker.log_artifact(folder.metrics_file)
+            tracker.describe(_description(plan, metrics))
             _draw(plan, found, folder, tracker)
         finally:
             tracker.close(finished=True)
@@ -76,15 +78,26 @@ def _directions(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {"": metrics, **{name: metrics[name] for name in ("reverse", "mean") if name in metrics}}
 
 
-def _table(backbone: str, metrics: dict[str, Any]) -> str:
-    headings = {"": "query to gallery", "reverse": "gallery to query", "mean": "mean"}
+def _table(backbone: str, metrics: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows: the model, then its floors; each direction has its columns."""
+    names = {"": "query → gallery", "reverse": "gallery → query", "mean": "mean"}
     directions = _directions(metrics)
-    lines = [" " * 15 + "".join(f"{headings[name]:>20}" for name in directions)] if len(directions) > 1 else []
-    lines.append(" " * 15 + f"{'mAP':>11}{'Rank-1':>9}" * len(directions))
+    behind = {key: f", {names[key]}" if len(directions) > 1 else "" for key in directions}
+    headings = ("", *(f"{score}{text}" for text in behind.values() for score in ("mAP", "Rank-1")))
+    rows = []
     for name in (backbone, *metrics["baselines"]):
-        rows = (scores if name == backbone else scores["baselines"][name] for scores in directions.values())
-        lines.append(f"{name:15}" + "".join(f"{row['mAP']:11.3f}{row['rank1']:9.3f}" for row in rows))
-    return "\n".join(lines)
+        scores = [each if name == backbone else each["baselines"][name] for each in directions.values()]
+        rows.append((name, *(f"{each[key]:.3f}" for each in scores for key in ("mAP", "rank1"))))
+    return headings, rows
+
+
+def _description(plan: EvaluationPlan, metrics: dict[str, Any]) -> str:
+    """What MLflow shows above a run's metrics."""
+    about = (
+        f"{plan.checkpoint.name} on `{plan.data.name}`: {metrics['queries']} queries, {metrics['gallery']} gallery pictures, "
+        f"{plan.recipe.evaluation.metric} distance. Pictures: Artifacts, folder `pictures`."
+    )
+    return f"{markdown(*_table(plan.recipe.model.backbone, metrics))}\n\n{about}"
 
 
 def _named_for_mlflow(metrics: dict[str, Any]) -> dict[str, float]:

@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> None:
         plan = from_rank_0(plan)
         trainer = Trainer(plan, place)
         if place.rank == 0:
-            print(trainer.description(), flush=True)
+            print("\n".join(trainer.description()), flush=True)
             if tracker:
                 _describe(tracker, plan, trainer, words)
         trainer.train(tracker)
@@ -127,6 +127,8 @@ def _describe(tracker: MlflowRun, plan: Plan, trainer: Trainer, words: Sequence[
             "run_folder": str(plan.folder.path.resolve()),
         }
     )
+    tracker.describe("\n".join(f"- {line}" for line in trainer.description()))
+    tracker.log_dataset(plan.data, plan.manifest.digest)
     for path in (plan.folder.recipe_file, plan.folder.deepspeed_file):
         tracker.log_artifact(path)
     if plan.checkpoint is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -89,15 +90,17 @@ def test_both_directions_are_scored_where_the_recipe_says_so(project):
     assert logged["floors/mean_untrained_mINP"] == mean["baselines"]["untrained"]["mINP"]
 
 
-@pytest.mark.parametrize(("backbone", "headings"), [("VIT-S", ["query to gallery gallery to query mean"]), ("MAMBA-V2", [])])
-def test_the_printed_table_has_each_direction_beside_its_floors(project, backbone, headings):
+@pytest.mark.parametrize(
+    ("backbone", "directions"), [("VIT-S", [", query → gallery", ", gallery → query", ", mean"]), ("MAMBA-V2", [""])]
+)
+def test_the_printed_table_has_each_direction_beside_its_floors(project, backbone, directions):
     metrics = json.loads((project / f"runs/{backbone}/metrics.json").read_text())
-    directions = [metrics, *(metrics[name] for name in ("reverse", "mean") if name in metrics)]
-    *above, columns, own, first, second, third, fourth, _ = (project / f"table-{backbone}").read_text().splitlines()
-    assert [" ".join(line.split()) for line in above] == headings
-    assert columns.split() == ["mAP", "Rank-1"] * len(directions)
-    rows = {backbone: directions, **{floor: [scores["baselines"][floor] for scores in directions] for floor in FLOORS}}
-    printed = {name: cells for name, *cells in (line.split() for line in (own, first, second, third, fourth))}
+    scored = [metrics, *(metrics[name] for name in ("reverse", "mean") if name in metrics)]
+    assert len(scored) == len(directions)
+    headings, _, *lines, _ = (project / f"table-{backbone}").read_text().splitlines()
+    assert re.split(r"\s{2,}", headings.strip()) == [f"{key}{name}" for name in directions for key in ("mAP", "Rank-1")]
+    rows = {backbone: scored, **{floor: [scores["baselines"][floor] for scores in scored] for floor in FLOORS}}
+    printed = {name: cells for name, *cells in (line.split() for line in lines)}
     assert printed == {name: [f"{scores[key]:.3f}" for scores in row for key in ("mAP", "rank1")] for name, row in rows.items()}
 
 
@@ -159,12 +162,30 @@ def test_mlflow_has_one_run_a_training_with_all_there_is_to_know(project):
     assert len(params["data.digest"]) == 64
     assert {"version.torch", "version.deepspeed", "version.commit"} <= params.keys()
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project / 'runs/mlflow.db'}")
-    for key in ("loss", "loss_identity", "loss_triplet", "lr", "grad_norm", "images_per_s", "peak_bytes"):
+    for key in ("loss", "loss_identity", "loss_triplet", "lr", "grad_norm", "images_per_s", "peak_GiB"):
         assert [metric.step for metric in client.get_metric_history(run.info.run_id, key)] == [1, 2, 3, 4], key
     metrics = json.loads((project / "runs/MAMBA-V2/metrics.json").read_text())
     assert run.data.metrics["mAP"] == metrics["mAP"]
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert {"recipe.yaml", "deepspeed.json", "log.jsonl", "metrics.json"} <= names
+
+
+def test_mlflows_pages_say_what_a_run_is(project):
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project / 'runs/mlflow.db'}")
+    experiment = client.get_experiment_by_name("vmreid")
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    by_name = {run.info.run_name: run for run in runs_of(project)}
+    run, metrics = by_name["VIT-S"], json.loads((project / "runs/VIT-S/metrics.json").read_text())
+    assert run.data.tags["mlflow.source.name"] == "launcher.train"
+    assert run.data.tags["mlflow.user"]
+    note = run.data.tags["mlflow.note.content"]
+    assert f"| VIT-S | {metrics['mAP']:.3f} | {metrics['rank1']:.3f} |" in note
+    assert "step-000004 on `data`: 6 queries, 18 gallery pictures" in note
+    (dataset,) = [entry.dataset for entry in run.inputs.dataset_inputs]  # one, although the run was resumed
+    assert (dataset.name, dataset.digest) == ("data", metrics["protocol"]["data_digest"][:12])
+    comparison = by_name["comparison VIT-S, MAMBA-V2"]
+    assert comparison.data.metrics == {}  # charts over all runs would show them first
+    assert "| MAMBA-V2 |" in comparison.data.tags["mlflow.note.content"]
 
 
 def test_a_resumed_run_goes_on_in_its_mlflow_run_without_repeating_steps(project):

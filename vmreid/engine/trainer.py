@@ -121,22 +121,20 @@ class Trainer:
         grads = [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
         return torch.nn.utils.get_total_norm(grads)
 
-    def description(self) -> str:
-        """What will run, for the log's first lines."""
+    def description(self) -> list[str]:
+        """What will run: the log's first lines."""
         recipe, plan = self.plan.recipe, self.plan
         precision = precision_name(plan.deepspeed, computes_bf16(self.place.device))
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
-        return "\n".join(
-            [
-                f"{recipe.model.backbone}: {parameters / 1e6:.1f} M parameters, {self.weights_report}",
-                f"data {plan.data}: {self.batches.classes} identities, {plan.manifest.splits['train'].pictures} pictures",
-                f"batch {recipe.train.batch_size} = {self.batches.identities} identities x {self.batches.pictures} pictures on "
-                f"{self.place.world} ranks x {self.accumulation} accumulation steps",
-                f"{self.steps} steps = {recipe.train.epochs} epochs x {self.steps_per_epoch}, from step {self.step}",
-                f"DeepSpeed ZeRO-{zero_stage(plan.deepspeed)}, {precision}, on {self.place.device} ({plan.deepspeed_path})",
-                *([f"selective scan: {plan.scan_reason}"] if recipe.model.backbone == "MAMBA-V2" else []),
-            ]
-        )
+        return [
+            f"{recipe.model.backbone}: {parameters / 1e6:.1f} M parameters, {self.weights_report}",
+            f"data {plan.data}: {self.batches.classes} identities, {plan.manifest.splits['train'].pictures} pictures",
+            f"batch {recipe.train.batch_size} = {self.batches.identities} identities x {self.batches.pictures} pictures on "
+            f"{self.place.world} ranks x {self.accumulation} accumulation steps",
+            f"{self.steps} steps = {recipe.train.epochs} epochs x {self.steps_per_epoch}, from step {self.step}",
+            f"DeepSpeed ZeRO-{zero_stage(plan.deepspeed)}, {precision}, on {self.place.device} ({plan.deepspeed_path})",
+            *([f"selective scan: {plan.scan_reason}"] if recipe.model.backbone == "MAMBA-V2" else []),
+        ]
 
 
 class StepLog:
@@ -167,7 +165,8 @@ class StepLog:
         digest = hashlib.sha256(pictures.astype("<i8").tobytes()).hexdigest()[:16]
         self._file.write(json.dumps({"step": step, "epoch": epoch, **values, "batch_digest": digest}) + "\n")
         if self._logger:
-            self._logger.log(step, {"epoch": epoch, **values})
+            people = {key: value for key, value in values.items() if key != "peak_bytes"}
+            self._logger.log(step, {"epoch": epoch, **people, "peak_GiB": values["peak_bytes"] / 2**30})
         self._progress.advance(
             f"epoch {epoch}  loss {values['loss']:.3f}  lr {rate:.2e}  |g| {gradient_norm:.2f}  {images_per_s:.1f} pictures/s"
         )

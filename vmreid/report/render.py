@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from vmreid.report.rows import Comparison, Row
-from vmreid.text_table import aligned
+from vmreid.text_table import aligned, markdown
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
@@ -69,13 +69,9 @@ def as_text(comparison: Comparison) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """Headings, table, legend."""
-    rows = [
-        "| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |"
-        for line in (HEADINGS, ("---",) * len(HEADINGS), *lines(comparison))
-    ]
     notes = [f"- {text}" for text in legend(comparison)]
-    warnings = [f"**Warning:** {text}" for text in comparison.warnings]
-    return "\n".join(["# Comparison", "", *warnings, *rows, "", *notes, ""])
+    warnings = [f"**Warning:** {text}\n" for text in comparison.warnings]
+    return "\n".join(["# Comparison", "", *warnings, markdown(HEADINGS, lines(comparison)), "", *notes, ""])
 
 
 def as_page(comparison: Comparison) -> str:
