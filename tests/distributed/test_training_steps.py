@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tiny import differences, plan_run, read_json_lines, train_on_ranks, write_set
+from tiny import differences, forget_deepspeed_groups, plan_run, read_json_lines, train_on_ranks, write_set
 
+from vmreid.distributed import Place
+from vmreid.engine.prepare import Plan
+from vmreid.engine.trainer import Trainer
 from vmreid.errors import UserError
 from vmreid.run_folder import RunFolder
 
@@ -54,6 +57,28 @@ def test_accumulation_takes_the_mean_of_its_micro_batches(ranks, data, tmp_path)
     plans = [plan_run(tmp_path / str(w), data, [*SGD, f"deepspeed_config={tmp_path / 'two.json'}"], world=w) for w in (1, 3)]
     one, three = (ranks.run(w, train_on_ranks, plan)[0] for w, plan in zip((1, 3), plans, strict=True))
     assert max(differences(one, three).values()) < 2e-6
+
+
+def identity_loss_by_hand(plan: Plan) -> float:
+    """On a rank of the pool: cross entropy of the first batch with the targets (1 - s) one-hot + s / C, in float64."""
+    forget_deepspeed_groups()
+    trainer = Trainer(plan, Place(0, 1, 0))
+    batch, model = next(trainer.stream.loader(0)), trainer.engine.module.model
+    _, logits_BC = model.head(model.backbone(model.normalise(batch.images_BCHW)))
+    log_share_BC = logits_BC.double().log_softmax(dim=1)
+    own_B = log_share_BC[torch.arange(len(batch.ids_B)), batch.ids_B]
+    smoothing = plan.recipe.loss.label_smoothing
+    return -float(((1 - smoothing) * own_B + smoothing * log_share_BC.mean(dim=1)).mean())
+
+
+@pytest.mark.parametrize("smoothing", [0, 0.3])
+def test_the_recipe_says_how_much_labels_are_smoothed(ranks, data, tmp_path, smoothing):
+    plan = plan_run(tmp_path / "run", data, [*SGD, f"loss.label_smoothing={smoothing}", "deepspeed_config=zero1_fp32"])
+    wanted = ranks.run(1, identity_loss_by_hand, plan)[0]
+    ranks.run(1, train_on_ranks, plan)
+    (entry,) = read_json_lines(plan.folder.log_file)
+    assert entry["loss_identity"] == pytest.approx(wanted, rel=1e-5)
+    assert entry["loss"] == pytest.approx(entry["loss_identity"] + entry["loss_triplet"], rel=1e-6)
 
 
 def test_clipping_comes_from_the_json(ranks, data, tmp_path):

@@ -1,4 +1,4 @@
-"""Runs that start at the same moment share one new store."""
+"""Runs that start at the same moment share one new store; a run that is opened again goes on."""
 
 from __future__ import annotations
 
@@ -34,6 +34,26 @@ def test_runs_that_start_together_share_one_new_store(ranks, tmp_path):
     losses = {run.info.run_id: run.data.metrics["loss"] for run in client.search_runs([experiment.experiment_id])}
     assert losses == {run_id: float(number) for number, run_id in enumerate(ids)}
     assert json.loads((tmp_path / "run1/mlflow.json").read_text())["run_id"] == ids[1]
+
+
+def open_twice(folder: Path) -> None:
+    """On a rank of the pool: a run that fails after step 3 and goes on from a checkpoint of step 2."""
+    os.chdir(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    for steps, finished in (((1, 2, 3), False), ((3, 4), True)):
+        run = MlflowRun(RunFolder(folder), "it")
+        for step in steps:
+            run.log(step, {"loss": step / 2})
+        run.close(finished)
+
+
+def test_a_run_opened_again_goes_on_without_repeating_steps(ranks, tmp_path):
+    ranks.run(1, open_twice, tmp_path)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs/mlflow.db'}")
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.info.status == "FINISHED"
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
 
 
 def test_a_known_run_whose_store_is_gone_is_one_line(tmp_path, monkeypatch):

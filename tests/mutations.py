@@ -1,0 +1,191 @@
+"""Faults made on purpose, one at a time, each of which must turn a test red.
+
+``.venv/bin/python tests/mutations.py > docs/mutations.md`` tries them all, prints the table, and exits with 1 if one survives.
+A fault goes into a copy of the tree; the tree itself is only read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("launcher", "shards", "vmreid", "tests", "ds_configs", "setup.cfg", "pyproject.toml")
+GREEN, RED = 0, 1  # pytest's exit status; all others say that the tests did not run
+HEADING = """# Mutation check
+
+Each fault of `tests/mutations.py` was put into a copy of the code, alone, and beside it stands the test that turned red;
+`.venv/bin/python tests/mutations.py > docs/mutations.md` makes this file.
+
+| fault | file | test that turned red |
+|---|---|---|"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``old``, which ``file`` holds once, becomes ``new``; ``test`` (a file or node) must notice."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+SCAN, CROSS, SS2D = "vmreid/kernels/torch_scan.py", "vmreid/kernels/cross_scan.py", "vmreid/models/mamba_v2.py"
+TRIPLET, LOSS = "vmreid/losses/triplet.py", "vmreid/engine/training_module.py"
+SAMPLER, STREAM = "vmreid/data/identity_batches.py", "vmreid/data/streams.py"
+RANKING, PROTOCOL, FLOORS = "vmreid/evaluation/ranking.py", "vmreid/evaluation/protocol.py", "vmreid/evaluation/baselines.py"
+EVALUATE, EXTRACT = "vmreid/evaluation/evaluate.py", "vmreid/evaluation/extraction.py"
+SCHEDULE, MLFLOW = "vmreid/optim/schedule.py", "vmreid/tracking/mlflow_run.py"
+CONFIG, CHECKPOINT, TRAINER = (f"vmreid/engine/{name}.py" for name in ("deepspeed_config", "checkpoint", "trainer"))
+
+TEST_SCAN = "tests/kernels/test_selective_scan.py"
+TEST_CROSS = "tests/kernels/test_cross_scan.py"
+TEST_SS2D = "tests/models/test_backbones.py::test_ss2d_equals_a_loop_in_which_the_class_token_steps_from_the_last_states"
+TEST_TRIPLET = "tests/losses/test_triplet.py"
+TEST_STEP = "tests/distributed/test_training_steps.py::test_one_step_is_the_same_on_1_2_and_3_ranks[VIT-S-1]"
+TEST_CLIPPING = "tests/distributed/test_training_steps.py::test_clipping_comes_from_the_json"
+TEST_RESUME = "tests/distributed/test_training_steps.py::test_six_steps_equal_three_and_resume_and_three[MAMBA-S-zero0_fp32-1]"
+TEST_LOSS = "tests/distributed/test_training_steps.py::test_the_recipe_says_how_much_labels_are_smoothed"
+TEST_SAMPLER = "tests/data/test_identity_batches.py"
+TEST_METRIC = "tests/evaluation/test_ranking.py::test_by_hand"
+TEST_FLOORS = "tests/evaluation/test_baselines.py"
+TEST_EVALUATE = "tests/evaluation/test_evaluate.py"
+TEST_SCHEDULE = "tests/optim/test_optim.py"
+TEST_MLFLOW = "tests/tracking/test_mlflow_run.py::test_a_run_opened_again_goes_on_without_repeating_steps"
+
+# fmt: off
+FAULTS = (
+    Fault("scan, forward: the state is lost at a chunk's border", SCAN,
+          "states[0] = states[steps]", "states[0] = 0", TEST_SCAN),
+    Fault("scan, forward: each token's input enters one step late", SCAN,
+          "y[at] += _sum_states(C[at], states[1 : steps + 1])", "y[at] += _sum_states(C[at], states[:steps])", TEST_SCAN),
+    Fault("scan, backward: the adjoint is lost at a chunk's border", SCAN,
+          "g[-1] += carry", "g[-1] += 0", TEST_SCAN),
+    Fault("scan, backward: delta's gradient lacks the way through the input", SCAN,
+          "torch.addcmul(q.mul_(A).sum(3), dscaled_u, u[at])", "q.mul_(A).sum(3)", TEST_SCAN),
+    Fault("cross scan: the fourth direction reads forwards", CROSS,
+          "rows_BLD.flip(1), columns_BLD.flip(1)), dim=1)", "rows_BLD.flip(1), columns_BLD), dim=1)", TEST_CROSS),
+    Fault("merge: columns are put back as rows", CROSS,
+          "columns_BLD, 1, (width, height)).transpose(1, 2)", "columns_BLD, 1, (height, width))", TEST_CROSS),
+    Fault("merge: the sum of the four directions, not their mean", CROSS,
+          "(rows_BHWD + columns_BHWD) / 4", "(rows_BHWD + columns_BHWD)", TEST_CROSS),
+    Fault("merge: the class token hears the first direction alone", SS2D,
+          "y_BKDL[..., -1].mean(dim=1)[:, None]", "y_BKDL[:, 0, :, -1][:, None]", TEST_SS2D),
+    Fault("triplet: the nearest positive, not the hardest", TRIPLET,
+          "masked_fill(~(same_BB & other_BB), 0).amax(dim=1)", "masked_fill(~(same_BB & other_BB), torch.inf).amin(dim=1)",
+          TEST_TRIPLET),
+    Fault("triplet: the farthest negative, not the hardest", TRIPLET,
+          "masked_fill(same_BB, torch.inf).amin(dim=1)", "masked_fill(same_BB, 0).amax(dim=1)", TEST_TRIPLET),
+    Fault("loss: label smoothing is ignored", LOSS,
+          ", label_smoothing=self.settings.label_smoothing", "", TEST_LOSS),
+    Fault("loss: the gathered gradient lacks the factor of the ranks", LOSS,
+          "grad_BF.chunk(world)[dist.get_rank()] * world", "grad_BF.chunk(world)[dist.get_rank()]", TEST_STEP),
+    Fault("loss: every rank takes rank 0's slice of the gradient", LOSS,
+          "grad_BF.chunk(world)[dist.get_rank()] * world", "grad_BF.chunk(world)[0] * world", TEST_STEP),
+    Fault("sampler: K pictures of an identity are drawn with repetition", SAMPLER,
+          "order = random.permutation(length)", "order = random.integers(0, length, length)", TEST_SAMPLER),
+    Fault("sampler: one picture fewer than K", SAMPLER,
+          "for k in range(self.pictures)", "for k in range(self.pictures - 1)", TEST_SAMPLER),
+    Fault("sampler: every epoch has the same order", SAMPLER,
+          "default_rng([self.seed, epoch])", "default_rng([self.seed])", TEST_SAMPLER),
+    Fault("sampler: every epoch augments a picture alike", SAMPLER,
+          "(self.seed, epoch, start + int(order[k % length]), k // length)",
+          "(self.seed, start + int(order[k % length]), k // length)", TEST_SAMPLER),
+    Fault("sampler: every rank takes rank 0's part", STREAM,
+          "first = (piece * self.world + self.rank) * self.part", "first = piece * self.world * self.part", TEST_SAMPLER),
+    Fault("ranking: equal distances go to the larger gallery index", RANKING,
+          "index_G[gs].unsqueeze(1) < index_AP", "index_G[gs].unsqueeze(1) > index_AP", TEST_METRIC),
+    Fault("ranking: the query's own camera is not left out", RANKING,
+          "positive = query.camids[own_q] != part.camids_G[own_g]", "positive = own_q >= 0", TEST_METRIC),
+    Fault("ranking: junk is ranked", RANKING,
+          "kept = (gallery_part.pids != JUNK)", "kept = (gallery_part.pids >= JUNK)", TEST_METRIC),
+    Fault("metric: AP counts every hit as the first", PROTOCOL,
+          "math.fsum(j / r for", "math.fsum(1 / r for", TEST_METRIC),
+    Fault("metric: INP by the first positive, not the last", PROTOCOL,
+          "len(rs) / rs[-1]", "len(rs) / rs[0]", TEST_METRIC),
+    Fault("chance: mAP as m / n", FLOORS,
+          "ap = (harmonic + (m - 1) / (n - 1).clamp_min(1) * (n - harmonic)) / n", "ap = m / n", TEST_FLOORS),
+    Fault("chance: gallery pictures of the query's camera count as candidates", EVALUATE,
+          "(gallery.pids != -1).sum() - excluded", "(gallery.pids != -1).sum() - 0 * excluded", TEST_EVALUATE),
+    Fault("schedule: warm-up begins one step early, at rate 0", SCHEDULE,
+          "optim.lr * (step + 1) / warmup", "optim.lr * step / warmup", TEST_SCHEDULE),
+    Fault("schedule: the cosine ends one step too late", SCHEDULE,
+          "max(1, steps - 1 - warmup)", "max(1, steps - warmup)", TEST_SCHEDULE),
+    Fault("clipping: the JSON's gradient_clipping does not reach DeepSpeed", CONFIG,
+          "        **config,\n", '        **{**config, "gradient_clipping": 1.0},\n', TEST_CLIPPING),
+    Fault("resume: the optimizer's state is not restored", CHECKPOINT,
+          "tag=checkpoint.name)", "tag=checkpoint.name, load_optimizer_states=False)", TEST_RESUME),
+    Fault("resume: begins again at step 0", TRAINER,
+          "self.step = load_checkpoint(self.engine, plan.folder, plan.checkpoint).step",
+          "load_checkpoint(self.engine, plan.folder, plan.checkpoint)", TEST_RESUME),
+    Fault("resume: log lines after the checkpoint are kept", TRAINER,
+          ".splitlines(keepends=True)[:step]", ".splitlines(keepends=True)", TEST_RESUME),
+    Fault("MLflow: a resumed run makes a new run", MLFLOW,
+          'self._known.get("run_id") or self._new_run(name)', "self._new_run(name)", TEST_MLFLOW),
+    Fault("MLflow: a resumed run logs steps twice", MLFLOW,
+          "if step > self._logged_until:", "if step > 0:", TEST_MLFLOW),
+    Fault("evaluation: the checkpoint's weights are not loaded", EVALUATE,
+          "    model.load_state_dict(weights)\n", "", TEST_EVALUATE),
+    Fault("evaluation: the untrained model stays in training mode", EVALUATE,
+          "untrained.eval()", "untrained", TEST_EVALUATE),
+    Fault("evaluation: camera ids and identities change places", EXTRACT,
+          "torch.cat(ids)[order], torch.cat(camids)[order]", "torch.cat(camids)[order], torch.cat(ids)[order]", TEST_EVALUATE),
+)
+# fmt: on
+
+
+def run(fault: Fault | None, tests: list[str]) -> subprocess.CompletedProcess[str]:
+    """pytest's end over ``tests`` in a copy of the tree that has the fault."""
+    with tempfile.TemporaryDirectory(prefix="mutation-") as name:
+        copy = Path(name)
+        for part in COPIED:
+            if (ROOT / part).is_dir():
+                shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / part, copy / part)
+        if fault:
+            text = (copy / fault.file).read_text()
+            assert text.count(fault.old) == 1, f"{fault.what}: {fault.file} holds {text.count(fault.old)} x {fault.old!r}"
+            (copy / fault.file).write_text(text.replace(fault.old, fault.new))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        environment = {**os.environ, "PYTHONPATH": name, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+
+
+def red_node(printed: str) -> str:
+    """The failing test as pytest's summary names it."""
+    line = next(line for line in printed.splitlines() if line.startswith(("FAILED ", "ERROR ")))
+    return line.split(" ", 1)[1].split(" - ")[0]
+
+
+def main() -> int:
+    """Print the table; 1 if a fault survives."""
+    begin = time.monotonic()
+    clean = run(None, sorted({fault.test for fault in FAULTS}))
+    if clean.returncode != GREEN:
+        sys.exit(f"{clean.stdout}{clean.stderr}\nthe tests must be green before a fault is tried; mend them first")
+    print(f"{time.monotonic() - begin:.0f} s  without a fault: green", file=sys.stderr, flush=True)
+    print(HEADING)
+    survivors = 0
+    for number, fault in enumerate(FAULTS, 1):
+        ended = run(fault, [fault.test])
+        if ended.returncode not in (GREEN, RED):
+            sys.exit(f"{ended.stdout}{ended.stderr}\n{fault.what}: the tests did not run")
+        survived = ended.returncode == GREEN
+        survivors += survived
+        end = "SURVIVED" if survived else f"`{red_node(ended.stdout)}`"
+        print(f"| {fault.what} | `{fault.file}` | {end} |", flush=True)
+        print(f"{number}/{len(FAULTS)} {time.monotonic() - begin:.0f} s  {fault.what}: {end}", file=sys.stderr, flush=True)
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
