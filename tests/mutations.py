@@ -43,6 +43,7 @@ TRIPLET, LOSS = "vmreid/losses/triplet.py", "vmreid/engine/training_module.py"
 SAMPLER, STREAM = "vmreid/data/identity_batches.py", "vmreid/data/streams.py"
 RANKING, PROTOCOL, FLOORS = "vmreid/evaluation/ranking.py", "vmreid/evaluation/protocol.py", "vmreid/evaluation/baselines.py"
 EVALUATE, EXTRACT = "vmreid/evaluation/evaluate.py", "vmreid/evaluation/extraction.py"
+DIRECTIONS = "vmreid/evaluation/directions.py"
 SCHEDULE, MLFLOW = "vmreid/optim/schedule.py", "vmreid/tracking/mlflow_run.py"
 CONFIG, CHECKPOINT, TRAINER = (f"vmreid/engine/{name}.py" for name in ("deepspeed_config", "checkpoint", "trainer"))
 
@@ -113,8 +114,8 @@ FAULTS = (
           "len(rs) / rs[-1]", "len(rs) / rs[0]", TEST_METRIC),
     Fault("chance: mAP as m / n", FLOORS,
           "ap = (harmonic + (m - 1) / (n - 1).clamp_min(1) * (n - harmonic)) / n", "ap = m / n", TEST_FLOORS),
-    Fault("chance: gallery pictures of the query's camera count as candidates", EVALUATE,
-          "(gallery.pids != -1).sum() - excluded", "(gallery.pids != -1).sum() - 0 * excluded", TEST_EVALUATE),
+    Fault("chance: gallery pictures of the query's camera count as candidates", DIRECTIONS,
+          "candidates = len(gallery) - (", "candidates = len(gallery) - 0 * (", TEST_EVALUATE),
     Fault("schedule: warm-up begins one step early, at rate 0", SCHEDULE,
           "optim.lr * (step + 1) / warmup", "optim.lr * step / warmup", TEST_SCHEDULE),
     Fault("schedule: the cosine ends one step too late", SCHEDULE,
@@ -129,7 +130,7 @@ FAULTS = (
     Fault("resume: log lines after the checkpoint are kept", TRAINER,
           ".splitlines(keepends=True)[:step]", ".splitlines(keepends=True)", TEST_RESUME),
     Fault("MLflow: a resumed run makes a new run", MLFLOW,
-          'self._known.get("run_id") or self._new_run(name)', "self._new_run(name)", TEST_MLFLOW),
+          'self._known.get("run_id") or self._new_run(name, source)', "self._new_run(name, source)", TEST_MLFLOW),
     Fault("MLflow: a resumed run logs steps twice", MLFLOW,
           "if step > self._logged_until:", "if step > 0:", TEST_MLFLOW),
     Fault("evaluation: the checkpoint's weights are not loaded", EVALUATE,

@@ -41,7 +41,7 @@ def open_twice(folder: Path) -> None:
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     for steps, finished in (((1, 2, 3), False), ((3, 4), True)):
-        run = MlflowRun(RunFolder(folder), "it")
+        run = MlflowRun(RunFolder(folder), "it", "tests")
         for step in steps:
             run.log(step, {"loss": step / 2})
         run.close(finished)
