@@ -34,7 +34,8 @@ COMMAND = "import runpy, sys; sys.modules['matplotlib'] = None; runpy.run_module
 
 def measured(out: Path, *words: str) -> tuple[dict[str, Any], str]:
     """Run the command in a process of its own: its file and what it printed."""
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         environment.pop(name, None)
     command = [sys.executable, "-c", COMMAND, "model", *words, "--out", str(out)]

@@ -39,7 +39,7 @@ def start(folder: Path, module: str, *words: str) -> subprocess.Popen[str]:
     ]
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{HERE}",
+        "PYTHONPATH": os.pathsep.join([str(HERE), os.getcwd(), os.environ.get("PYTHONPATH", "")]),
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
