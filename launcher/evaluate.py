@@ -101,16 +101,14 @@ def _description(plan: EvaluationPlan, metrics: dict[str, Any]) -> str:
 
 
 def _named_for_mlflow(metrics: dict[str, Any]) -> dict[str, float]:
-    """What stands before a slash is a group on MLflow's page."""
+    """What stands before a slash is a group on MLflow's page. The floors, which no training moves, are in the description."""
     from vmreid.evaluation.directions import SCORES
 
-    named: dict[str, float] = {}
-    for direction, scores in _directions(metrics).items():
-        group, prefix = (f"{direction}/", f"{direction}_") if direction else ("", "")
-        named |= {f"{group}{key}": scores[key] for key in SCORES}
-        for floor, values in scores["baselines"].items():
-            named |= {f"floors/{prefix}{floor}_{key}": value for key, value in values.items()}
-    return named
+    return {
+        f"{direction}/{key}" if direction else key: scores[key]
+        for direction, scores in _directions(metrics).items()
+        for key in SCORES
+    }
 
 
 def _draw(plan: EvaluationPlan, found: Evaluation, folder: RunFolder, tracker: MlflowRun) -> None:

@@ -85,9 +85,7 @@ def test_both_directions_are_scored_where_the_recipe_says_so(project):
     (run,) = [run for run in runs_of(project) if run.info.run_name == "VIT-S"]
     logged = run.data.metrics
     assert (logged["mAP"], logged["reverse/mAP"], logged["mean/rank5"]) == (metrics["mAP"], reverse["mAP"], mean["rank5"])
-    assert logged["floors/rgb_histogram_mAP"] == metrics["baselines"]["rgb_histogram"]["mAP"]
-    assert logged["floors/reverse_chance_rank1"] == reverse["baselines"]["chance"]["rank1"]
-    assert logged["floors/mean_untrained_mINP"] == mean["baselines"]["untrained"]["mINP"]
+    assert not [name for name in logged if "chance" in name or "histogram" in name]  # a chart of its own for what stays the same
 
 
 @pytest.mark.parametrize(
@@ -179,7 +177,8 @@ def test_mlflows_pages_say_what_a_run_is(project):
     assert run.data.tags["mlflow.source.name"] == "launcher.train"
     assert run.data.tags["mlflow.user"]
     note = run.data.tags["mlflow.note.content"]
-    assert f"| VIT-S | {metrics['mAP']:.3f} | {metrics['rank1']:.3f} |" in note
+    for name, scores in (("VIT-S", metrics), *metrics["baselines"].items()):
+        assert f"| {name} | {scores['mAP']:.3f} | {scores['rank1']:.3f} |" in note
     assert "step-000004 on `data`: 6 queries, 18 gallery pictures" in note
     (dataset,) = [entry.dataset for entry in run.inputs.dataset_inputs]  # one, although the run was resumed
     assert (dataset.name, dataset.digest) == ("data", metrics["protocol"]["data_digest"][:12])

@@ -1,4 +1,4 @@
-"""Example queries, the worst and the median ones, and the gallery items that lie nearest to them."""
+"""Example queries, the best, the median and the worst ones, and the gallery items that lie nearest to them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vmreid.evaluation.distances import Metric, exact_distances, prepare
 from vmreid.evaluation.protocol import QueryRanks
 from vmreid.evaluation.ranking import JUNK, PAIR_NUMBERS, Features
 
-WORST, MEDIAN = 4, 4
+BEST, MEDIAN, WORST = 2, 3, 3
 NEAREST = 10
 
 
 @dataclass(frozen=True)
 class Example:
-    """A valid query: ``place`` among all of them, worst first, index row, AP, rank of its first positive, and the index
+    """A valid query: ``place`` among all of them, best first, index row, AP, rank of its first positive, and the index
     rows of the gallery items ``nearest`` to it, nearest first."""
 
     place: str
@@ -31,7 +31,7 @@ class Example:
 def examples(
     ranks: QueryRanks, query: Features, gallery_part: Features, gallery_index_part: torch.Tensor, metric: Metric
 ) -> list[Example]:
-    """All ranks. The queries of lowest and of median AP with their ``NEAREST``; arguments as ``rank_queries`` took them."""
+    """All ranks. The queries of highest, median and lowest AP with their ``NEAREST``; arguments as ``rank_queries`` took them."""
     chosen = _choose(ranks.ap)
     rows = torch.tensor([row for _, row in chosen])
     found = nearest(query[rows], gallery_part, gallery_index_part, metric, NEAREST)
@@ -42,12 +42,12 @@ def examples(
 
 
 def _choose(ap: list[float]) -> list[tuple[str, int]]:
-    """Place and row of ``WORST`` and of ``MEDIAN`` valid queries, each once; equal APs by row."""
-    order = [row for value, row in sorted((value, row) for row, value in enumerate(ap) if not math.isnan(value))]
-    middle = max(0, (len(order) - MEDIAN) // 2)
-    worst = [(f"worst {place + 1} of {len(order)}", row) for place, row in enumerate(order[:WORST])]
-    around = list(enumerate(order))[max(WORST, middle) : middle + MEDIAN]
-    return worst + [(f"median, number {place + 1} of {len(order)}", row) for place, row in around]
+    """Place and row of the best, the median and the worst valid queries, each once; equal APs by row."""
+    order = [row for _, row in sorted((-value, row) for row, value in enumerate(ap) if not math.isnan(value))]
+    middle = (len(order) - MEDIAN) // 2
+    kinds = {"best": range(BEST), "median": range(middle, middle + MEDIAN), "worst": range(len(order) - WORST, len(order))}
+    places = {place: kind for kind, wanted in kinds.items() for place in wanted if 0 <= place < len(order)}
+    return [(f"{kind}, number {place + 1} of {len(order)}", order[place]) for place, kind in sorted(places.items())]
 
 
 @torch.no_grad()

@@ -162,12 +162,12 @@ def _svg(figure: Figure, axes: Axes) -> str:
 
 STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;margin:0;color:#1c2733;background:#fbfbfa}
-main{max-width:1100px;margin:0 auto;padding:1.5rem}
+main{max-width:1200px;margin:0 auto;padding:1.5rem}
 h1{font-size:1.5rem;font-weight:650}h2{font-size:1.1rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.45rem .7rem;border-bottom:1px solid #dfe3e6}
 th{font-size:.8rem;color:#5b6874;font-weight:600;white-space:nowrap}
-tr.model td:first-child{font-weight:650;white-space:nowrap}tr.floor{color:#5b6874}
+td:first-child,td:nth-child(3){white-space:nowrap}tr.model td:first-child{font-weight:650}tr.floor{color:#5b6874}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:1rem;margin:1.5rem 0}
 figure{margin:0;background:#fff;border:1px solid #e4e7ea;border-radius:8px;padding:.5rem}svg{width:100%;height:auto}
 .warning{background:#fff1d6;border-left:4px solid #c98a00;padding:.6rem .9rem}li{margin:.3rem 0}
