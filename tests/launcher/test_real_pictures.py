@@ -34,10 +34,10 @@ def test_the_shards_hold_the_published_counts(project: Path, call: Call) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_trains_and_scores_both_ways(project: Path, ranks, backbone: str) -> None:
-    words = ["--recipe", "vehicle_khoa", "--backbone", backbone, "--data", "data", "--out", f"runs/{backbone}", "--epochs", "3"]
+    words = ["--recipe", "vehicle_khoa", "--backbone", backbone, "--data", "data", "--out", f"runs/{backbone}", "--epochs", "2"]
     ranks.run(2, command_on_ranks, "launcher.train", [*words, *QUICK], project, seconds=600)
     log = [json.loads(line) for line in (project / f"runs/{backbone}/log.jsonl").read_text().splitlines()]
-    assert [entry["epoch"] for entry in log[:: len(log) // 3]] == [0, 1, 2]
+    assert [entry["epoch"] for entry in log[:: len(log) // 2]] == [0, 1]
     assert sum(entry["loss"] for entry in log[-10:]) < sum(entry["loss"] for entry in log[:10])
     ranks.run(2, command_on_ranks, "launcher.evaluate", ["--run", f"runs/{backbone}"], project, seconds=300)
     metrics = json.loads((project / f"runs/{backbone}/metrics.json").read_text())
