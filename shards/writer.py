@@ -3,63 +3,91 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
-import math
 import multiprocessing
 import signal
+import sys
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import groupby
 from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
 
 import numpy as np
 import webdataset as wds
 
+from shards.plan import Plan, PlannedShard, SourceFacts, make_plan
 from shards.sources import Picture, Splits
-from vmreid.data.manifest import FORMAT_VERSION, INDEX_DTYPE, Manifest, Shard, Split, digest_of, sha256_of
-from vmreid.errors import UserError
+from shards.sources.files import examples
+from shards.unfinished import ROW_DTYPE, Record, Unfinished
+from vmreid.data.manifest import FORMAT_VERSION, INDEX_DTYPE, Manifest, Split, digest_of, parse_manifest, sha256_of
 from vmreid.progress import Reporter
+from vmreid.run_folder import write_atomically
 
-PICTURES_PER_SHARD = 4096
-SHARDS_WANTED = 16  # small sets still give every rank and worker a shard
 CHUNK = 16  # pictures that a process reads at a time
 PICTURES_WORTH_PROCESSES = 1000  # fewer are written before the processes have started
 
 
-def write_shards(splits: Splits, out: Path, source: dict[str, str | int | float | None], workers: int = 1) -> Manifest:
+def write_shards(
+    splits: Splits, out: Path, source: SourceFacts, workers: int = 1, part: tuple[int, int] = (1, 1)
+) -> Manifest | None:
     """Write all ``splits`` into the new or empty folder ``out``; ``workers`` processes read or render the pictures.
 
-    The manifest comes last, so that a folder without one is not a set. What an interrupted or failed call leaves is
-    removed. Raises UserError where ``out`` is in use.
+    ``part`` (i, n) writes the i-th share of the shards, and whichever part ends last the manifest; None where others are
+    still missing. Neither number changes a byte. The manifest comes last, so that a folder without one is not a set. What an
+    interrupted or failed call leaves is gone on from by the next with the same pictures and ``source``, which keeps every
+    whole shard. Raises UserError where ``out`` is in use.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not an empty folder; give a new --out, or remove it first")
+    plan = make_plan(splits, source)
+    if part != (1, 1) and (manifest := _finished(out, plan)):
+        return manifest
+    unfinished = Unfinished(out, plan)
+    number, parts = part
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
-    try:
-        number = sum(map(len, splits.values()))
-        with (
-            _readers(workers if number >= PICTURES_WORTH_PROCESSES else 1) as read,
-            Reporter("writing pictures", number) as progress,
-        ):
-            written = {name: _write_split(name, pictures, out, read, progress) for name, pictures in splits.items()}
-        manifest = Manifest(format_version=FORMAT_VERSION, source=source, splits=written, digest=digest_of(written))
-        (out / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n")
+        _write_missing(plan.shards[number - 1 :: parts], unfinished, workers)
+        return _finish(out, plan, unfinished)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename is None:  # as when the disk is full
             error.filename = str(out)
-        with contextlib.suppress(OSError):
-            for path in out.iterdir():
-                path.unlink()
-            out.rmdir()
+        done = len(unfinished.recorded())
+        print(f"{out}: {done} of {len(plan.shards)} shards are whole; the same command goes on from there", file=sys.stderr)
         raise
-    return manifest
+
+
+def _finished(out: Path, plan: Plan) -> Manifest | None:
+    """The manifest that the other parts have written while this one had not begun; its shards are as planned."""
+    if not (out / "manifest.json").is_file():
+        return None
+    manifest = parse_manifest(out)
+    planned = {split: [(shard.name, len(shard.pictures)) for shard in shards] for split, shards in plan.splits.items()}
+    written = {name: [(shard.name, shard.pictures) for shard in split.shards] for name, split in manifest.splits.items()}
+    return manifest if (manifest.source, written) == (plan.source, planned) else None
+
+
+def _write_missing(shards: list[PlannedShard], unfinished: Unfinished, workers: int) -> None:
+    recorded = unfinished.recorded()
+    begun = [shard for shard in shards if shard.name in recorded]
+    kept = set()
+    if begun:
+        with Reporter("checking shards that are there", len(begun)) as progress:
+            for shard in begun:
+                if unfinished.is_whole(shard):
+                    kept.add(shard.name)
+                progress.advance(shard.name)
+    missing = [shard for shard in shards if shard.name not in kept]
+    pictures = [picture for shard in missing for picture in shard.pictures]
+    number = sum(len(shard.pictures) for shard in shards)
+    with (
+        _readers(workers if len(pictures) >= PICTURES_WORTH_PROCESSES else 1) as read,
+        Reporter("writing pictures", number, number - len(pictures)) as progress,
+    ):
+        jpegs = read(pictures)
+        for shard in missing:
+            with unfinished.under_way(shard) as path:
+                unfinished.keep(shard, path, _write_shard(shard, path, jpegs, progress))
 
 
 Read = Callable[[list[Picture]], Iterator[bytes]]  # the pictures' bytes, in their order
@@ -91,43 +119,68 @@ def _read(pictures: list[Picture]) -> list[bytes]:
     return [picture.read() for picture in pictures]
 
 
-def _write_split(split: str, pictures: list[Picture], out: Path, read: Read, progress: Reporter) -> Split:
-    pictures = sorted(pictures, key=lambda picture: picture.pid)  # stable: a source's order holds within an identity
-    shards: list[Shard] = []
-    rows: list[tuple[int, ...]] = []
-    jpegs = read(pictures)
-    for number, part in enumerate(_whole_identities(pictures)):
-        path = out / f"{split}-{number:06d}.tar"
-        with path.open("wb") as file, wds.TarWriter(file, mtime=0, user="vmreid", group="vmreid") as tar:
-            for row, picture in enumerate(part, start=len(rows)):
-                fields = {"pid": picture.pid, "camid": picture.camid, "name": picture.name}
-                tar.write({"__key__": f"{row:08d}", "jpg": next(jpegs), "json": json.dumps(fields).encode()})
-                progress.advance(picture.name)
-        with tarfile.open(path) as written:
-            ranges = [(member.offset_data, member.size) for member in written if member.name.endswith(".jpg")]
-        rows += [(item.pid, item.camid, number, *place) for item, place in zip(part, ranges, strict=True)]
-        shards.append(Shard(name=path.name, size=path.stat().st_size, sha256=sha256_of(path), pictures=len(part)))
-    index, data = out / f"{split}.index.npy", io.BytesIO()
-    np.save(data, np.array(rows, dtype=INDEX_DTYPE))
-    index.write_bytes(data.getvalue())  # np.save's own error on a full disk may not say so
+def _write_shard(shard: PlannedShard, path: Path, jpegs: Iterator[bytes], progress: Reporter) -> np.ndarray:
+    """Returns a row of ``ROW_DTYPE`` for each picture."""
+    digests = []
+    with path.open("wb") as file, wds.TarWriter(file, mtime=0, user="vmreid", group="vmreid") as tar:
+        for row, picture in enumerate(shard.pictures, start=shard.first):
+            jpeg = next(jpegs)
+            digests.append(hashlib.blake2b(jpeg, digest_size=ROW_DTYPE["digest"].itemsize).digest())
+            tar.write({"__key__": f"{row:08d}", "jpg": jpeg, "json": json.dumps(picture.facts()).encode()})
+            progress.advance(picture.name)
+    with tarfile.open(path) as written:
+        ranges = [(member.offset_data, member.size) for member in written if member.name.endswith(".jpg")]
+    return np.array([(*place, digest) for place, digest in zip(ranges, digests, strict=True)], dtype=ROW_DTYPE)
+
+
+def _finish(out: Path, plan: Plan, unfinished: Unfinished) -> Manifest | None:
+    """Index and manifest, once every shard is there. Another part may do so at the same time: it writes the same bytes."""
+    records = unfinished.records()
+    if records is None:
+        return _finished(out, plan)
+    written = {name: _write_index(name, shards, records, out) for name, shards in plan.splits.items()}
+    manifest = Manifest(format_version=FORMAT_VERSION, source=plan.source, splits=written, digest=digest_of(written))
+    write_atomically(out / "manifest.json", manifest.model_dump_json(indent=1) + "\n")
+    unfinished.remove()
+    _tell_copies(plan.shards, records)
+    return manifest
+
+
+def _write_index(name: str, shards: list[PlannedShard], records: dict[str, Record], out: Path) -> Split:
+    index = np.empty(sum(len(shard.pictures) for shard in shards), dtype=INDEX_DTYPE)
+    for shard in shards:
+        part = index[shard.first : shard.first + len(shard.pictures)]
+        part["pid"] = [picture.pid for picture in shard.pictures]
+        part["camid"] = [picture.camid for picture in shard.pictures]
+        part["shard"] = shard.number
+        for field in ("offset", "length"):
+            part[field] = records[shard.name].rows[field]
+    path, data = out / f"{name}.index.npy", io.BytesIO()
+    np.save(data, index)
+    write_atomically(path, data.getvalue())
     return Split(
-        pictures=len(pictures),
-        identities=len({picture.pid for picture in pictures}),
-        cameras=sorted({picture.camid for picture in pictures}),
-        shards=shards,
-        index=index.name,
-        index_sha256=sha256_of(index),
+        pictures=len(index),
+        identities=len(np.unique(index["pid"])),
+        cameras=np.unique(index["camid"]).tolist(),
+        shards=[records[shard.name].shard for shard in shards],
+        index=path.name,
+        index_sha256=sha256_of(path),
     )
 
 
-def _whole_identities(pictures: list[Picture]) -> Iterator[list[Picture]]:
-    """Cut into shards at identity borders, so that an identity is one byte range."""
-    size = min(PICTURES_PER_SHARD, math.ceil(len(pictures) / SHARDS_WANTED))
-    part: list[Picture] = []
-    for _, group in groupby(pictures, key=lambda picture: picture.pid):
-        part += group
-        if len(part) >= size:
-            yield part
-            part = []
-    if part:
-        yield part
+def _tell_copies(shards: list[PlannedShard], records: dict[str, Record]) -> None:
+    """Warn of pictures with the same bytes; those that count as another identity are shown first."""
+    pictures = [picture for shard in shards for picture in shard.pictures]
+    digests = np.concatenate([np.empty(0, ROW_DTYPE), *(records[shard.name].rows for shard in shards)])["digest"]
+    _, first, group = np.unique(digests, return_index=True, return_inverse=True)
+    copies = np.flatnonzero(first[group] != np.arange(len(digests)))
+    if not len(copies):
+        return
+    pairs = [(pictures[first[group[copy]]], pictures[copy]) for copy in copies]
+    pairs.sort(key=lambda pair: pair[0].pid == pair[1].pid)
+    unlike = sum(one.pid != other.pid for one, other in pairs)
+    shown = examples([f"{one.name} = {other.name}" for one, other in pairs])
+    print(
+        f"warning: {len(pairs):,} pictures have the bytes of an earlier one, {unlike:,} of them under another identity: {shown}",
+        file=sys.stderr,
+    )

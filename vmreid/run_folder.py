@@ -4,7 +4,7 @@ checkpoints/."""
 from __future__ import annotations
 
 import json
-import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part. An OSError names ``path``."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")  # two nodes may have the same process number
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)

@@ -170,7 +170,7 @@ def test_a_source_that_cannot_be_read_leaves_nothing(tmp_path: Path, call: Call,
             raise PermissionError(13, "Permission denied", "picture 5")
         return np.zeros((8, 8, 3), np.uint8)
 
-    monkeypatch.setattr("shards.sources.render", fail)
+    monkeypatch.setattr("shards.sources.rendered.render", fail)
     status, _, line = call(write.main, "synthetic", *SMALL, "--out", tmp_path / "set")
     assert (status, line) == (2, "error: picture 5: Permission denied; change its permissions or choose another place")
     assert not (tmp_path / "set").exists()
