@@ -50,7 +50,9 @@ def write_shards(
         _write_missing(plan.shards[number - 1 :: parts], unfinished, workers)
         return _finish(out, plan, unfinished)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:  # as when the disk is full
+        if isinstance(error, FileNotFoundError) and (manifest := _finished(out, plan)):  # by another process, meanwhile
+            return manifest
+        if isinstance(error, OSError) and Path(error.filename or out).is_relative_to(out):  # as when the disk is full
             error.filename = str(out)
         done = len(unfinished.recorded())
         print(f"{out}: {done} of {len(plan.shards)} shards are whole; the same command goes on from there", file=sys.stderr)

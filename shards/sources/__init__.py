@@ -48,7 +48,7 @@ class FolderSource:
 
 FOLDER_SOURCES = {
     "image_folder": FolderSource(
-        image_folder, options={"csv": {"type": Path, "help": "table with path (below --root), id, camera, view, split"}}
+        image_folder, None, {"csv": {"type": Path, "help": "table with path (below --root), id, camera, view, split"}}
     ),
     "market1501": FolderSource(market1501, market1501_counts),
     "msmt17": FolderSource(
@@ -59,7 +59,9 @@ FOLDER_SOURCES = {
     "dukemtmc": FolderSource(dukemtmc, dukemtmc_counts),
     "occluded_duke": FolderSource(occluded_duke, occluded_duke_counts),
     "cuhk03np": FolderSource(
-        cuhk03np, cuhk03np_counts, {"boxes": {"choices": ("detected", "labeled"), "required": True, "help": "whose boxes"}}
+        cuhk03np,
+        cuhk03np_counts,
+        {"boxes": {"choices": ("detected", "labeled"), "default": "detected", "help": "default: detected"}},
     ),
     "veri776": FolderSource(veri776, veri776_counts),
     "vehicleid": FolderSource(

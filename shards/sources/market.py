@@ -69,7 +69,7 @@ def occluded_duke_counts() -> Published:
     }
 
 
-def cuhk03np(root: Path, boxes: str) -> Splits:
+def cuhk03np(root: Path, boxes: str = "detected") -> Splits:
     """CUHK03-np (767/700) in the form of Market-1501, with ``detected`` or ``labeled`` boxes.
 
     Raises UserError for the raw .mat form, which is HDF5.

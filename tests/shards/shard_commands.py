@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,6 +27,13 @@ def jpeg(path: Path, kind: str = "JPEG") -> Path:
     return path
 
 
+def layout(root: Path, *names: str) -> Path:
+    """Small pictures of these names below ``root``."""
+    for name in names:
+        jpeg(root / name, "PNG" if name.endswith("png") else "JPEG")
+    return root
+
+
 def pictures_of(folder: Path) -> dict[str, list[tuple[int, int, bytes]]]:
     """By split, (pid, camid, bytes) of each picture as the index says."""
     found = {}
@@ -38,14 +48,27 @@ def cameras_of(folder: Path, split: str) -> list[tuple[int, int]]:
     return [(pid, camid) for pid, camid, _ in pictures_of(folder)[split]]
 
 
-def write_folder(call: Call, root: Path, out: Path, source: str = "image_folder") -> Path:
-    status, _, line = call(write.main, source, "--root", root, "--out", out)
+def facts_of(folder: Path, split: str) -> list[dict[str, Any]]:
+    """The json member of each picture, in order."""
+    facts = []
+    for path in sorted(folder.glob(f"{split}-*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    content = tar.extractfile(member)
+                    assert content
+                    facts.append(json.load(content))
+    return facts
+
+
+def write_folder(call: Call, root: Path, out: Path, source: str = "image_folder", *options: object) -> Path:
+    status, _, line = call(write.main, source, "--root", root, "--out", out, *options)
     assert status == 0, line
     return out
 
 
-def refusal(call: Call, root: Path, out: Path, source: str = "image_folder") -> str:
-    status, _, line = call(write.main, source, "--root", root, "--out", out)
+def refusal(call: Call, root: Path, out: Path, source: str = "image_folder", *options: object) -> str:
+    status, _, line = call(write.main, source, "--root", root, "--out", out, *options)
     assert status == 2
     assert line.startswith("error: ")
     assert not out.exists()

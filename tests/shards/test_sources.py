@@ -1,21 +1,16 @@
-"""Folders of pictures and the vehicle set: what goes where, and what is refused."""
+"""Folders and tables of pictures, and the vehicle set: what goes where, and what is refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from shard_commands import Call, cameras_of, jpeg, pictures_of, refusal, write_folder
+from PIL import Image
+from shard_commands import Call, cameras_of, facts_of, jpeg, layout, pictures_of, refusal, write_folder
 
-from shards import verify
+from shards import verify, write
 from vmreid.data.manifest import read_manifest
 from vmreid.data.transforms import decode
-
-
-def layout(root: Path, *names: str) -> Path:
-    for name in names:
-        jpeg(root / name, "PNG" if name.endswith("png") else "JPEG")
-    return root
 
 
 def test_folder_with_splits(tmp_path: Path, call: Call) -> None:
@@ -136,3 +131,102 @@ def test_the_real_vehicle_set(test_data: Path, tmp_path: Path, call: Call) -> No
     assert {name: split.identities for name, split in splits.items()} == {"train": 507, "query": 60, "gallery": 60}
     assert {name: split.pictures for name, split in splits.items()} == {"train": 1014, "query": 60, "gallery": 60}
     assert {name: split.cameras for name, split in splits.items()} == {"train": [1, 2], "query": [1], "gallery": [2]}
+
+
+TABLE = """id,path,camera,view,split
+lorry,b/2.jpg,5,,train
+lorry,b/1.jpg,4,3,train
+"bus, red",a.png,12,0,query
+"bus, red",c.jpeg,4,0,gallery
+"""
+
+
+def table(tmp_path: Path, text: str, encoding: str = "utf-8") -> tuple[Path, Path]:
+    path = tmp_path / "crops.csv"
+    path.write_text(text, encoding=encoding)
+    return layout(tmp_path / "in", "b/1.jpg", "b/2.jpg", "a.png", "c.jpeg", "not listed.jpg"), path
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_table_of_pictures(tmp_path: Path, call: Call, encoding: str) -> None:
+    root, path = table(tmp_path, TABLE, encoding)
+    out = write_folder(call, root, tmp_path / "out", "image_folder", "--csv", path)
+    assert cameras_of(out, "train") == [(1, 4), (1, 5)]
+    assert cameras_of(out, "query") == [(0, 12)]
+    assert cameras_of(out, "gallery") == [(0, 4)]
+    assert facts_of(out, "train") == [
+        {"pid": 1, "camid": 4, "name": "b/1.jpg", "view": 3},
+        {"pid": 1, "camid": 5, "name": "b/2.jpg", "view": -1},
+    ]
+    assert pictures_of(out)["query"][0][2] == (root / "a.png").read_bytes()
+    assert read_manifest(out).source == {"name": "image_folder", "root": "in", "csv": "crops.csv"}
+
+
+def test_a_table_without_cameras_and_splits(tmp_path: Path, call: Call) -> None:
+    root, path = table(tmp_path, "path,id\na.png,1\nb/2.jpg,2\nb/1.jpg,2\nc.jpeg,2\n")
+    out = write_folder(call, root, tmp_path / "out", "image_folder", "--csv", path)
+    assert cameras_of(out, "train") == [(0, 0)]
+    assert cameras_of(out, "query") == [(1, 0)]
+    assert cameras_of(out, "gallery") == [(1, 1), (1, 1)]
+    assert facts_of(out, "query") == [{"pid": 1, "camid": 0, "name": "b/1.jpg"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("path,id,cam\na.png,1,2\n", "crops.csv: has the columns path, id, cam; path and id are needed"),
+        ("path,camera\na.png,1\n", "crops.csv: has the columns path, camera; path and id are needed"),
+        ("", "crops.csv: has the columns ; path and id are needed"),
+        ("path,id\na.png\n", "crops.csv line 2: needs a value for each of path, id"),
+        ("path,id\na.png,1,2\n", "crops.csv line 2: needs a value for each of path, id"),
+        ("path,id\na.png,1\n,2\n", "crops.csv line 3: needs a value for each of path, id"),
+        ("path,id,split\na.png,1,test\n", "crops.csv line 2: split 'test'; must be train, query or gallery"),
+        ("path,id,camera\na.png,1,c1\n", "crops.csv line 2: camera 'c1'; must be a whole number"),
+        ("path,id,camera\na.png,1,-1\n", "crops.csv line 2: camera '-1'; must be a whole number"),
+        ("path,id,camera\na.png,1,1\nc.jpeg,2,\n", "c.jpeg: no camera in its line, others have one"),
+        ("path,id\na.png,1\nd.jpg,2\ne.jpg,2\n", "crops.csv: 2 of 3 paths are no files: d.jpg, e.jpg; they count from --root"),
+        ('path,id\n"a.png,1\n', "crops.csv: not readable as a table (unexpected end of data)"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path: Path, call: Call, text: str, told: str) -> None:
+    root, path = table(tmp_path, text)
+    assert told in refusal(call, root, tmp_path / "out", "image_folder", "--csv", path)
+
+
+def test_a_table_that_is_not_there_or_not_text(tmp_path: Path, call: Call) -> None:
+    root, path = table(tmp_path, "")
+    assert "none.csv: no such file" in refusal(call, root, tmp_path / "out", "image_folder", "--csv", tmp_path / "none.csv")
+    path.write_bytes(b"path,id\n\xff\xfe,1\n")
+    assert "not readable as a table" in refusal(call, root, tmp_path / "out", "image_folder", "--csv", path)
+
+
+def test_a_camera_number_beyond_any(tmp_path: Path, call: Call) -> None:
+    root = layout(tmp_path / "in", "1/1_c1.jpg", f"2/2_c{10**20}.jpg", "2/2_c2.jpg")
+    assert "1 camera numbers beyond 2147483647" in refusal(call, root, tmp_path / "out")
+
+
+def test_resize_shrinks_the_larger_pictures_alone(tmp_path: Path, call: Call) -> None:
+    root = tmp_path / "in"
+    sizes = {"train/1/1_c1.png": (90, 300), "query/2/2_c1.jpg": (64, 128), "gallery/2/2_c2.jpg": (200, 50)}
+    for name, size in sizes.items():
+        (root / name).parent.mkdir(parents=True)
+        Image.new("RGB", size, (200, 30, 60)).save(root / name)
+    out = write_folder(call, root, tmp_path / "out", "image_folder", "--resize", 128)
+    found = {split: pictures[0][2] for split, pictures in pictures_of(out).items()}
+    assert found["query"] == (root / "query/2/2_c1.jpg").read_bytes()
+    for split, size in (("train", (38, 128)), ("gallery", (128, 32))):
+        assert found[split].startswith(b"\xff\xd8"), "a JPEG"
+        picture = decode(found[split], split)
+        assert picture.size == size
+        assert max(abs(a - b) for a, b in zip(picture.getpixel((3, 3)), (200, 30, 60), strict=True)) < 5
+    assert read_manifest(out).source["resize"] == 128
+
+
+def test_resize_of_what_is_no_picture(tmp_path: Path, call: Call) -> None:
+    root = layout(tmp_path / "in", "train/1/1_c1.jpg", "query/2/2_c1.jpg", "gallery/2/2_c2.jpg")
+    (root / "gallery/2/2_c2.jpg").write_bytes(b"no picture")
+    status, _, line = call(write.main, "image_folder", "--root", root, "--out", tmp_path / "out", "--resize", 64)
+    assert status == 2
+    assert line.startswith("error: 2/2_c2.jpg: does not decode as a picture")
+    assert line.endswith(", so it cannot be resized; replace it, or write without --resize")
+    assert not (tmp_path / "out/manifest.json").exists()

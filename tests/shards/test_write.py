@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -63,13 +64,16 @@ def fail() -> bytes:
     raise UserError("picture 5: cannot be read")
 
 
-def test_what_fails_in_a_process_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_in_a_process_is_told_and_leaves_no_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "PICTURES_WORTH_PROCESSES", 0)
     splits = sources.synthetic(4, 2, 2, 0)
+    whole = writer.write_shards(splits, tmp_path / "whole", {})
+    mended = dict(splits, query=list(splits["query"]))
     splits["query"][1] = replace(splits["query"][1], read=fail)
     with pytest.raises(UserError, match=r"^picture 5: cannot be read$"):
         writer.write_shards(splits, tmp_path / "set", {}, workers=2)
-    assert not (tmp_path / "set").exists()
+    assert not (tmp_path / "set/manifest.json").exists()
+    assert writer.write_shards(mended, tmp_path / "set", {}, workers=2) == whole
 
 
 @pytest.mark.parametrize(("objects", "numbers"), [("people", [0, 2, 4, 6]), ("vehicles", [1, 3, 5, 7]), ("both", [0, 1, 2, 3])])
@@ -153,7 +157,8 @@ def test_full_disk(tmp_path: Path) -> None:
     last = done.stderr.splitlines()[-1]
     assert last == f"error: {tmp_path}/set: No space left on device; free some space or choose another place"
     assert "Traceback" not in done.stderr
-    assert done.stdout == ""  # nothing left behind
+    assert done.stdout.split() == ["set"]  # what `ls` printed: the command itself said nothing
+    assert re.search(r"/set: \d+ of 12 shards are whole; the same command goes on from there\n", done.stderr)
 
 
 def test_unwritable_place(tmp_path: Path, call: Call) -> None:
@@ -164,7 +169,7 @@ def test_unwritable_place(tmp_path: Path, call: Call) -> None:
         assert line.startswith(f"error: {out}: cannot be made (")
 
 
-def test_a_source_that_cannot_be_read_leaves_nothing(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_cannot_be_read(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(seed: int, identity: int, camera: int, number: int) -> Any:
         if identity == 5:
             raise PermissionError(13, "Permission denied", "picture 5")
@@ -173,4 +178,4 @@ def test_a_source_that_cannot_be_read_leaves_nothing(tmp_path: Path, call: Call,
     monkeypatch.setattr("shards.sources.rendered.render", fail)
     status, _, line = call(write.main, "synthetic", *SMALL, "--out", tmp_path / "set")
     assert (status, line) == (2, "error: picture 5: Permission denied; change its permissions or choose another place")
-    assert not (tmp_path / "set").exists()
+    assert not (tmp_path / "set/manifest.json").exists()

@@ -186,8 +186,24 @@ def test_a_signal_to_the_batch_shell_reaches_the_rank(cluster: Cluster, name: st
 def test_shards_are_written_by_one_task(cluster: Cluster) -> None:
     code, errors = cluster.run("shards", SLURM_NTASKS="2")
     assert code == 2
-    assert re.fullmatch(r"slurm: 2 tasks, .*\n", errors)
+    assert re.fullmatch(r"slurm: 2 tasks in one job, .*--array=1-8 .*\n", errors)
     assert not (cluster.folder / "record/srun").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "step", "parts"),
+    [(1, 3, 1, ["1/3", "2/3", "3/3"]), (0, 2, 1, ["1/3", "2/3", "3/3"]), (5, 9, 2, ["1/3", "2/3", "3/3"]), (7, 7, 1, ["1/1"])],
+)
+def test_each_task_of_an_array_writes_its_part(cluster: Cluster, first: int, last: int, step: int, parts: list[str]) -> None:
+    seen = []
+    for number in range(first, last + 1, step):
+        array = {"ID": number, "MIN": first, "STEP": step, "COUNT": len(parts)}
+        environment = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in array.items()}
+        assert cluster.run("shards", "synthetic", "--out", "a b", **environment) == (0, "")
+        words = cluster.record("python")
+        assert words[2:-1] == ["synthetic", "--out", "a b", "--part"]
+        seen.append(words[-1])
+    assert seen == parts
 
 
 def test_site_values_reach_the_job(cluster: Cluster) -> None:
