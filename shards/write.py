@@ -84,6 +84,7 @@ def _part(parser: Parser, text: str) -> tuple[int, int]:
 def _list_folder(given: argparse.Namespace) -> tuple[dict[str, str | int | float | None], Splits]:
     """The settings that the manifest keeps, and the checked pictures; what is odd about them is told."""
     source = FOLDER_SOURCES[given.source]
+    print(f"listing the pictures of {given.root}", file=sys.stderr)
     options = {name: getattr(given, name) for name in source.options}
     splits = source.pictures(given.root, **options)
     sources.check(splits, str(given.root))

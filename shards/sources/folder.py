@@ -8,7 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from shards.sources.files import found_in, is_picture_name, refuse
 from shards.sources.picture import UNKNOWN, Picture, Splits, reader
@@ -51,8 +51,9 @@ def image_folder(root: Path, csv: Path | None = None) -> Splits:
         if camera is None:
             raise UserError(f"{root / row.path}: no camera in its {'name' if csv is None else 'line'}, others have one "
                             f"(c1, cam1); rename it so that it has")  # fmt: skip
-        name = f"{row.identity}/{PurePath(row.path).name}" if csv is None else row.path
-        splits[row.split].append(Picture(pids[row.identity], camera, name, reader(root / row.path), row.view))
+        name = row.path.removeprefix(f"{row.split}/") if csv is None else row.path
+        read = reader(os.path.join(root, row.path))
+        splits[row.split].append(Picture(pids[row.identity], camera, name, read, row.view))
     return splits
 
 
@@ -65,11 +66,13 @@ def _folder_rows(root: Path) -> Iterator[_Row]:
             raise UserError(
                 f"{folder}: no such folder (beside it: {found_in(folder.parent)}); image_folder needs train, query and gallery"
             )
-        for identity in sorted(entry.name for entry in folder.iterdir() if entry.is_dir()):
-            with os.scandir(folder / identity) as entries:
+        with os.scandir(folder) as entries:
+            identities = sorted(entry.name for entry in entries if entry.is_dir())
+        for identity in identities:
+            with os.scandir(os.path.join(folder, identity)) as entries:
                 names = sorted(entry.name for entry in entries if is_picture_name(entry.name, SUFFIXES) and entry.is_file())
             for name in names:
-                yield _Row(os.path.join(split, identity, name), identity, _camera(name), None, split)
+                yield _Row(f"{split}/{identity}/{name}" if split else f"{identity}/{name}", identity, _camera(name), None, split)
 
 
 def _camera(name: str) -> int | None:

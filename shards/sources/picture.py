@@ -48,7 +48,7 @@ class Counts:
 Published = dict[str, Counts]
 
 
-def reader(path: Path | str) -> Callable[[], bytes]:
+def reader(path: str | Path) -> Callable[[], bytes]:
     """Reads a file when called. A million of these are held at a time, so it keeps a string, not a Path."""
     return partial(_read, str(path))
 
