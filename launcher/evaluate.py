@@ -52,7 +52,7 @@ def _prepare(folder: RunFolder) -> tuple[EvaluationPlan, MlflowRun]:
     """Rank 0. Check the run, its data and its checkpoint; open its MLflow run again."""
     import torch
 
-    from vmreid.data.manifest import read_manifest, require_splits
+    from vmreid.data.sets import evaluation_set
     from vmreid.errors import UserError
     from vmreid.evaluation.evaluate import EvaluationPlan, load_model
     from vmreid.kernels import choose_backend
@@ -62,13 +62,10 @@ def _prepare(folder: RunFolder) -> tuple[EvaluationPlan, MlflowRun]:
     checkpoint = folder.latest()
     if checkpoint is None:
         raise UserError(f"{folder.path}: has no checkpoint yet; train on with launcher.train --out {folder.path} --resume auto")
-    assert recipe.data.shards is not None, "launcher.train records the data"
-    data = Path(recipe.data.shards)
-    manifest = read_manifest(data)
-    require_splits(manifest, data, ("query", "gallery"))
+    data = evaluation_set(recipe.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backend, _ = choose_backend(recipe.model.scan_backend, device)
-    plan = EvaluationPlan(recipe, data, manifest, checkpoint, backend)
+    plan = EvaluationPlan(recipe, data.folder, data.manifest, checkpoint, backend)
     load_model(plan)
     return plan, MlflowRun(folder, recipe.model.backbone, "launcher.train")
 

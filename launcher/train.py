@@ -81,15 +81,16 @@ def _prepare(given: object, world: int) -> tuple[Plan, MlflowRun]:
     check_backbone(recipe.model)
     out: Path = values["out"]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = prepare(recipe, find_recipe(values["recipe"]), out, _data(recipe, out), values["resume"] == "auto", world, device)
+    recipe = _with_data(recipe, out)
+    plan = prepare(recipe, find_recipe(values["recipe"]), out, values["resume"] == "auto", world, device)
     name = out.name if recipe.model.backbone in out.name else f"{recipe.model.backbone} {out.name}"
     return plan, MlflowRun(plan.folder, name, "launcher.train")
 
 
-def _data(recipe: Recipe, out: Path) -> Path:
-    """The recipe's shards, or the synthetic set, written beside the run where it is not there yet."""
+def _with_data(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe; where it names no shards, with the synthetic set, written beside the run where it is not there yet."""
     if recipe.data.shards is not None:
-        return Path(recipe.data.shards)
+        return recipe
     from shards.sources import synthetic
     from shards.writer import write_shards
 
@@ -98,7 +99,7 @@ def _data(recipe: Recipe, out: Path) -> Path:
     if not (folder / "manifest.json").is_file():
         print(f"no --data: rendering the synthetic set into {folder}", flush=True)
         write_shards(synthetic(**settings), folder, {"name": "synthetic", **settings})
-    return folder
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"shards": str(folder)})})
 
 
 def _describe(tracker: MlflowRun, plan: Plan, trainer: Trainer, words: Sequence[str]) -> None:
@@ -114,7 +115,7 @@ def _describe(tracker: MlflowRun, plan: Plan, trainer: Trainer, words: Sequence[
             "deepspeed.stage": zero_stage(plan.deepspeed),
             "deepspeed.precision": precision_name(plan.deepspeed, computes_bf16(trainer.place.device)),
             **{f"deepspeed.{key}": value for key, value in flat(plan.deepspeed).items()},
-            "data.digest": plan.manifest.digest,
+            "data.digest": plan.data_digest,
             "weights": trainer.weights_report,
             "world": trainer.place.world,
             "device": str(trainer.place.device),
@@ -128,7 +129,8 @@ def _describe(tracker: MlflowRun, plan: Plan, trainer: Trainer, words: Sequence[
         }
     )
     tracker.describe("\n".join(f"- {line}" for line in trainer.description()))
-    tracker.log_dataset(plan.data, plan.manifest.digest)
+    for each in plan.sets:
+        tracker.log_dataset(each.folder.name, each.folder.uri, each.manifest.digest)
     for path in (plan.folder.recipe_file, plan.folder.deepspeed_file):
         tracker.log_artifact(path)
     if plan.checkpoint is None:
@@ -140,9 +142,10 @@ def _show_data(tracker: MlflowRun, plan: Plan) -> None:
     from vmreid.run_folder import write_atomically
 
     plan.folder.pictures.mkdir(exist_ok=True)
-    path = plan.folder.pictures / "data.png"
-    write_atomically(path, draw_contact_sheet(plan.data, plan.manifest))
-    tracker.log_artifact(path, "pictures")
+    for number, each in enumerate(plan.sets, 1):
+        path = plan.folder.pictures / ("data.png" if len(plan.sets) == 1 else f"data-{number}.png")
+        write_atomically(path, draw_contact_sheet(each.folder, each.manifest))
+        tracker.log_artifact(path, "pictures")
 
 
 if __name__ == "__main__":

@@ -37,11 +37,12 @@ def write_set(folder: Path, identities: int = 12, pictures: int = 4) -> Path:
 
 
 def plan_run(
-    out: Path, data: Path, settings: list[str], *, backbone: str = "VIT-S", world: int = 1, resume: bool = False
+    out: Path, data: Path | str, settings: list[str], *, backbone: str = "VIT-S", world: int = 1, resume: bool = False
 ) -> Plan:
     """What rank 0 does before the process group starts."""
-    recipe = load_recipe("demo", {"model.backbone": ("--backbone", backbone)}, [*BASE, *SMALL[backbone], *settings])
-    return prepare(recipe, find_recipe("demo"), out, data, resume, world, torch.device("cpu"))
+    flags = {"model.backbone": ("--backbone", backbone), "data.shards": ("--data", str(data))}
+    recipe = load_recipe("demo", flags, [*BASE, *SMALL[backbone], *settings])
+    return prepare(recipe, find_recipe("demo"), out, resume, world, torch.device("cpu"))
 
 
 def train_on_ranks(plan: Plan, fail_at: int | None = None, logger: StepLogger | None = None) -> dict[str, torch.Tensor]:

@@ -14,7 +14,8 @@ from small_set import index_of, write_small_set
 from vmreid.data import identity_batches
 from vmreid.data.identity_batches import Draw, IdentityBatches, check_split_over_ranks
 from vmreid.data.manifest import Split, read_index
-from vmreid.data.streams import Batch, ShardRanges, TrainStream
+from vmreid.data.ranges import ShardRanges
+from vmreid.data.streams import Batch, TrainStream
 from vmreid.data.transforms import TrainTransform
 from vmreid.errors import UserError
 from vmreid.recipes.schema import Augment
@@ -40,7 +41,7 @@ def test_pure_function_of_seed_epoch_and_step() -> None:
 
 
 def test_epochs_and_seeds_differ() -> None:
-    orders = [tuple(batches_of(seed=seed).order(epoch)) for seed in range(3) for epoch in range(3)]
+    orders = [tuple(batches_of(seed=seed).identities_at(epoch, 0)) for seed in range(3) for epoch in range(3)]
     assert len(set(orders)) == 9
     drawn = [epoch_of(batches_of(), epoch) for epoch in range(2)]
     seeds = [{draw.seed for batch in epoch for draw in batch} for epoch in drawn]
@@ -153,7 +154,7 @@ def read(
     folder, split = place
     index = read_index(folder, split)
     stream = TrainStream(
-        IdentityBatches(index, 12, 2, seed=3), ShardRanges(folder, split, index), index, TRANSFORM,
+        IdentityBatches(index, 12, 2, seed=3), ShardRanges(folder, split, index), TRANSFORM,
         rank=rank, world=world, accumulation=accumulation, begin=begin, end=end,
     )  # fmt: skip
     return list(stream.loader(workers))

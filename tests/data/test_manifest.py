@@ -16,7 +16,7 @@ from PIL import Image
 from small_set import CAMERAS, Encoded, name_of, write_small_set
 
 from vmreid.data.manifest import SPLITS, Manifest, digest_of, read_index, read_manifest, require_splits, sha256_of
-from vmreid.data.streams import ShardRanges
+from vmreid.data.ranges import ShardRanges
 from vmreid.errors import UserError
 
 Small = tuple[Path, Manifest, Encoded]

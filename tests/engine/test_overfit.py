@@ -36,8 +36,9 @@ def training_set_map(plan: Plan, train: bool) -> float:
     if train:
         trainer.train(None)
     model = trainer.engine.module.model.eval()
-    split = plan.manifest.splits["train"]
-    batches = evaluation_batches(plan.data, split, plan.recipe.data.image_size, 64, rank=0, world=1, workers=0)
+    (data,) = plan.sets
+    split = data.manifest.splits["train"]
+    batches = evaluation_batches(data.folder, split, plan.recipe.data.image_size, 64, rank=0, world=1, workers=0)
     found: Extracted = extract(batches, {"model": model}, torch.device("cpu"), None)["model"]
     return float(summarise(rank_queries(found.features, found.features, found.rows, "cosine"))["mAP"])
 
@@ -48,13 +49,13 @@ def test_overfits_16_identities(ranks, tmp_path: Path, backbone: str):
     data = write_set(tmp_path / "data", identities=2 * IDENTITIES)
     flags = {
         "model.backbone": ("--backbone", backbone),
+        "data.shards": ("--data", str(data)),
         "train.epochs": ("--epochs", str(EPOCHS[backbone])),
         "optim.lr": ("--lr", str(RATE[backbone])),
     }
     recipe = load_recipe("demo", flags, SETTINGS)
     untrained, trained = (
-        prepare(recipe, find_recipe("demo"), tmp_path / name, data, False, 1, torch.device("cpu"))
-        for name in ("untrained", "trained")
+        prepare(recipe, find_recipe("demo"), tmp_path / name, False, 1, torch.device("cpu")) for name in ("untrained", "trained")
     )
     assert ranks.run(1, training_set_map, untrained, False, seconds=60)[0] < 0.5
     assert ranks.run(1, training_set_map, trained, True, seconds=900)[0] > 0.9

@@ -12,7 +12,7 @@ from pool import Pool
 from tiny import plan_run, write_set
 
 from vmreid.data.manifest import read_index
-from vmreid.data.streams import ShardRanges
+from vmreid.data.ranges import ShardRanges
 from vmreid.data.transforms import decode, resize
 from vmreid.distributed import Place, rank, world_size
 from vmreid.evaluation.baselines import chance, colour_histogram

@@ -13,7 +13,7 @@ from PIL import Image
 
 from shards import write
 from vmreid.data.manifest import read_index, read_manifest
-from vmreid.data.streams import ShardRanges
+from vmreid.data.ranges import ShardRanges
 
 SMALL = ("--identities", "8", "--cameras", "3", "--pictures", "5", "--seed", "3")
 Call = Callable[..., tuple[int, str, str]]  # see the fixture ``call``

@@ -98,7 +98,8 @@ def random_batch(setup: Setup) -> Batch:
     images_BCHW = torch.randint(0, 256, (size, 3, *setup.recipe.data.image_size), dtype=torch.uint8, device=device)
     rows_B = torch.arange(size, device=device)
     ids_B = rows_B // setup.recipe.data.pictures_per_identity % CLASSES
-    return Batch(images_BCHW, ids_B, torch.zeros_like(rows_B), rows_B, rows_B)
+    zeros_B = torch.zeros_like(rows_B)
+    return Batch(images_BCHW, ids_B, zeros_B, rows_B, rows_B, zeros_B)
 
 
 def _training_module(setup: Setup) -> TrainingModule:

@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import webdataset as wds
 from torch.utils.data import DataLoader, get_worker_info
+from webdataset import tariterators
 
+from vmreid.data.folder import Place, as_folder
 from vmreid.data.identity_batches import Draw, IdentityBatches
-from vmreid.data.manifest import REWRITE, Split
+from vmreid.data.manifest import REWRITE, Split, check_digest
+from vmreid.data.ranges import Pictures
 from vmreid.data.transforms import TrainTransform, decode, resize
 from vmreid.errors import UserError
 
 Sample = dict[str, Any]
+STAND_INS = 16  # identities tried for one place: more in a row say that nothing can be read, not some of it
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share: pictures uint8 [B, 3, H, W], and int64 [B] ids, camids, index rows and pixel
-    checksums. An id is the label 0..C-1 in training and the pid in evaluation."""
+    """One rank's share: pictures uint8 [B, 3, H, W], and int64 [B] ids, camids, index rows, pixel checksums, and 1 where
+    a picture stands in for an unreadable one. An id is the label 0..C-1 in training and the pid in evaluation."""
 
     images_BCHW: torch.Tensor
     ids_B: torch.Tensor
     camids_B: torch.Tensor
     rows_B: torch.Tensor
     checksums_B: torch.Tensor
+    replaced_B: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -43,50 +45,31 @@ class _Failure:
     message: str
 
 
-class ShardRanges:
-    """Reads byte ranges of a split's shards; files are opened once a process, on first use."""
-
-    def __init__(self, folder: Path, split: Split, index: np.ndarray) -> None:
-        self._paths = [folder / shard.name for shard in split.shards]
-        self._index = index
-        self._files: dict[tuple[int, int], int] = {}
-
-    def picture(self, row: int) -> tuple[bytes, str]:
-        """Bytes of the picture in index row ``row``, and a name for messages."""
-        entry = self._index[row]
-        shard, offset, length = int(entry["shard"]), int(entry["offset"]), int(entry["length"])
-        path = self._paths[shard]
-        file = (os.getpid(), shard)
-        if file not in self._files:
-            self._files[file] = os.open(path, os.O_RDONLY)
-        data = os.pread(self._files[file], length, offset)
-        if len(data) != length:
-            raise UserError(f"{path}: {len(data)} of {length} bytes at {offset}, truncated while in use; {REWRITE}")
-        return data, f"{path.name} picture {row:08d}"
-
-
 class TrainStream:
     """This rank's micro-batches of all steps from ``begin`` on, epoch after epoch, in order.
 
     The global batch of a step is cut into ``accumulation`` micro-batches and each of those into ``world`` parts; parts in
     rank order are the micro-batch, so the global batch does not depend on the number of ranks.
+
+    What cannot be read or decoded is an error, or with ``skip`` left out and counted: another picture of the identity, in
+    the epoch's order, takes its place; where none can be read, the identity at the same place of the next step does, and
+    so on. What was unreadable to one rank alone changes nothing for the others: labels travel with the pictures.
     """
 
     def __init__(
-        self, batches: IdentityBatches, ranges: ShardRanges, index: np.ndarray, transform: TrainTransform,
-        *, rank: int, world: int, accumulation: int, begin: int, end: int,
+        self, batches: IdentityBatches, ranges: Pictures, transform: TrainTransform,
+        *, rank: int, world: int, accumulation: int, begin: int, end: int, skip: bool = False,
     ) -> None:  # fmt: skip
-        self.batches, self.ranges, self.index, self.transform = batches, ranges, index, transform
+        self.batches, self.ranges, self.transform, self.skip = batches, ranges, transform, skip
         self.rank, self.world, self.accumulation = rank, world, accumulation
         self.begin, self.end = begin, end
-        self.part = batches.identities * batches.pictures // (world * accumulation)
+        self.places = batches.identities // (world * accumulation)  # of a micro-batch, for this rank
 
     def loader(self, workers: int) -> Iterator[Batch]:
         """Batches in step order for any number of workers: each worker makes every n-th micro-batch."""
         pipeline = wds.DataPipeline(
             self._samples,
-            wds.map(self._decode),
-            wds.batched(self.part, collation_fn=_collate, partial=False),
+            wds.batched(self.places * self.batches.pictures, collation_fn=_collate, partial=False),
             _caught,
         )
         return _batches(pipeline, workers)
@@ -97,58 +80,95 @@ class TrainStream:
         micro_batches = range(self.begin * self.accumulation, self.end * self.accumulation)
         for micro in micro_batches[number::workers]:
             step, piece = divmod(micro, self.accumulation)
-            draws = self.batches.batch(*divmod(step, self.batches.steps_per_epoch))
-            first = (piece * self.world + self.rank) * self.part
-            for draw in draws[first : first + self.part]:
-                yield {"draw": draw}
+            first = (piece * self.world + self.rank) * self.places
+            for place in range(first, first + self.places):
+                yield from self._at(*divmod(step, self.batches.steps_per_epoch), place)
 
-    def _decode(self, sample: Sample) -> Sample:
-        draw: Draw = sample["draw"]
+    def _at(self, epoch: int, step: int, place: int) -> list[Sample]:
+        """K pictures for a place of a batch."""
+        steps = self.batches.steps_per_epoch
+        for later in range(min(STAND_INS, steps) if self.skip else 1):
+            identity = int(self.batches.identities_at(epoch, (step + later) % steps)[place])
+            samples = self._of_identity(epoch, identity)
+            if samples:
+                return [{**sample, "replaced": 1} for sample in samples] if later else samples
+        raise UserError(f"{later + 1} identities in a row cannot be read; see that the shards are there")
+
+    def _of_identity(self, epoch: int, identity: int) -> list[Sample]:
+        """K of its pictures, those that can be read again and again where there are fewer; none where none can be."""
+        rows, wanted = self.batches.rows_of(epoch, identity), self.batches.pictures
+        self.ranges.expect(rows[:wanted])
+        samples: list[Sample] = []
+        good: list[int] = []
+        for row in rows:
+            try:
+                samples.append(self._sample(self.batches.draw(epoch, identity, row, 0)))
+                good.append(row)
+            except UserError:
+                if not self.skip:
+                    raise
+            if len(samples) == wanted:
+                break
+        for k in range(len(good), wanted if good else 0):
+            samples.append(self._sample(self.batches.draw(epoch, identity, good[k % len(good)], k // len(good))))
+        for k, sample in enumerate(samples):
+            sample["replaced"] = int(sample["row"] != rows[k % len(rows)])
+        return samples
+
+    def _sample(self, draw: Draw) -> Sample:
         image_CHW = self.transform(decode(*self.ranges.picture(draw.row)), draw.seed)
-        return _sample(image_CHW, draw.label, int(self.index[draw.row]["camid"]), draw.row)
+        return _sample(image_CHW, draw.label, draw.camid, draw.row)
 
 
 def evaluation_batches(
-    folder: Path, split: Split, size: tuple[int, int], batch_size: int, *, rank: int, world: int, workers: int
+    place: Place, split: Split, size: tuple[int, int], batch_size: int, *, rank: int, world: int, workers: int
 ) -> Iterator[Batch]:
-    """This rank's share of a split: every ``world``-th shard, whole. The last batch may be smaller; there may be none."""
-    shards = split.shards[rank::world]
-    paths = [str(folder / shard.name) for shard in shards]
+    """This rank's share of a split: every ``world``-th shard, whole. The last batch may be smaller; there may be none.
+
+    Each shard's bytes are compared with the manifest's digest: scores are of all pictures or there are none.
+    """
+    folder = as_folder(place)
+    names = [shard.name for shard in split.shards[rank::world]]
+    shards = {shard.name: shard for shard in split.shards}
+
+    def opened(urls: Iterator[Sample]) -> Iterator[Sample]:
+        for name in (str(sample["url"]) for sample in urls):
+            with folder.open(name, shards[name].size, shards[name].sha256) as stream:
+                check_digest(folder, name, stream, shards[name].sha256)
+                yield {"url": name, "stream": stream}
 
     def pictures(sample: Sample) -> Sample:
+        name = f"{sample['__url__']} picture {sample['__key__']}"
         if not {"jpg", "json"} <= sample.keys():
-            raise UserError(f"{sample['__url__']}: picture {sample['__key__']} lacks a member; {REWRITE}")
+            raise UserError(f"{folder}: {name} lacks a member; {REWRITE}")
         fields = json.loads(sample["json"])
-        image_CHW = resize(decode(sample["jpg"], f"{Path(sample['__url__']).name} picture {sample['__key__']}"), size)
+        image_CHW = resize(decode(sample["jpg"], name), size)
         return _sample(image_CHW, int(fields["pid"]), int(fields["camid"]), int(sample["__key__"]))
 
-    if not paths:
+    if not names:
         return
     pipeline = wds.DataPipeline(
-        wds.SimpleShardList(paths),
+        wds.SimpleShardList(names),
         wds.split_by_worker,
-        wds.tarfile_to_samples(),
+        opened,
+        tariterators.tar_file_expander,
+        tariterators.group_by_keys,
         wds.map(pictures),
         wds.batched(batch_size, collation_fn=_collate, partial=True),
         _caught,
     )
-    missing = sum(shard.pictures for shard in shards)
-    for batch in _batches(pipeline, min(workers, len(paths))):
-        missing -= len(batch.rows_B)
-        yield batch
-    if missing:  # a tar cut between two members reads as a shorter one
-        raise UserError(f"{folder}: {missing} pictures fewer than the manifest says, truncated while in use; {REWRITE}")
+    yield from _batches(pipeline, min(workers, len(names)))
 
 
 def _sample(image_CHW: torch.Tensor, identity: int, camid: int, row: int) -> Sample:
     checksum = zlib.crc32(image_CHW.numpy().tobytes())
-    return {"image": image_CHW, "id": identity, "camid": camid, "row": row, "checksum": checksum}
+    return {"image": image_CHW, "id": identity, "camid": camid, "row": row, "checksum": checksum, "replaced": 0}
 
 
 def _collate(samples: list[Sample]) -> Batch:
-    numbers = {name: torch.tensor([sample[name] for sample in samples]) for name in ("id", "camid", "row", "checksum")}
-    images_BCHW = torch.stack([sample["image"] for sample in samples])
-    return Batch(images_BCHW, numbers["id"], numbers["camid"], numbers["row"], numbers["checksum"])
+    names = ("id", "camid", "row", "checksum", "replaced")  # in the order of Batch
+    numbers = [torch.tensor([sample[name] for sample in samples]) for name in names]
+    return Batch(torch.stack([sample["image"] for sample in samples]), *numbers)
 
 
 def _caught(batches: Iterator[Batch]) -> Iterator[Batch | _Failure]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vmreid.data.identity_batches import IdentityBatches, check_split_over_ranks
-from vmreid.data.manifest import Manifest, read_index, read_manifest, require_splits
+from vmreid.data.sets import ShardSet, digest_of_sets, training_sets, with_whole_paths
 from vmreid.engine.checkpoint import check_resumable
 from vmreid.engine.deepspeed_config import accumulation_steps, check_precision, read_deepspeed_config
 from vmreid.errors import UserError
@@ -23,7 +25,11 @@ from vmreid.run_folder import RunFolder, write_atomically
 MAY_CHANGE_ON_RESUME = (
     "data.workers",
     "data.shards",
+    "data.cache_dir",
+    "data.cache_gib",
+    "data.skip_unreadable",
     "train.checkpoint_epochs",
+    "train.checkpoint_steps",
     "evaluation.metric",
     "evaluation.batch_size",
     "evaluation.both_directions",
@@ -36,41 +42,52 @@ class Plan:
 
     recipe: Recipe
     folder: RunFolder
-    data: Path
-    manifest: Manifest
+    sets: tuple[ShardSet, ...]
     deepspeed: dict[str, Any]
     deepspeed_path: Path
     scan_backend: str
     scan_reason: str
     checkpoint: Path | None  # to resume from
 
+    @cached_property
+    def data_digest(self) -> str:
+        """What a resume must find again."""
+        return digest_of_sets(self.sets)
 
-def prepare(recipe: Recipe, recipe_file: Path, out: Path, data: Path, resume: bool, world: int, device: torch.device) -> Plan:
-    """Check recipe, data, DeepSpeed JSON and run folder, and write the folder's recipe. Raises UserError."""
+
+def prepare(recipe: Recipe, recipe_file: Path, out: Path, resume: bool, world: int, device: torch.device) -> Plan:
+    """Check recipe, data, DeepSpeed JSON and run folder, and write the folder's recipe. ``data.shards`` must be given.
+
+    Raises UserError.
+    """
     check_backbone(recipe.model)
     deepspeed_path, deepspeed = read_deepspeed_config(recipe.deepspeed_config, recipe_file)
     check_precision(deepspeed, recipe.model.backbone, deepspeed_path)
     check_split_over_ranks(recipe.identities_per_batch, world, accumulation_steps(deepspeed))
     scan_backend, scan_reason = choose_backend(recipe.model.scan_backend, device, recipe.train.deterministic)
-    manifest = read_manifest(data)
-    require_splits(manifest, data, ("train",))
-    index = read_index(data, manifest.splits["train"])
-    IdentityBatches(index, recipe.identities_per_batch, recipe.data.pictures_per_identity, recipe.seed)
+    sets = training_sets(recipe.data)
+    identity_batches(recipe, [each.train_index() for each in sets], sets)
     folder = RunFolder(out)
-    recipe = _with_whole_paths(recipe, data, folder)
+    recipe = _with_whole_paths(recipe, folder)
     checkpoint = _prepare_folder(folder, recipe, deepspeed, resume)
     if checkpoint:
-        check_resumable(checkpoint, world, manifest.digest)
-    return Plan(recipe, folder, data, manifest, deepspeed, deepspeed_path, scan_backend, scan_reason, checkpoint)
+        check_resumable(checkpoint, world, digest_of_sets(sets))
+    return Plan(recipe, folder, sets, deepspeed, deepspeed_path, scan_backend, scan_reason, checkpoint)
 
 
-def _with_whole_paths(recipe: Recipe, data: Path, folder: RunFolder) -> Recipe:
+def identity_batches(recipe: Recipe, indexes: Sequence[np.ndarray], sets: Sequence[ShardSet]) -> IdentityBatches:
+    """The order of training. Raises UserError where the sets have too few identities for it."""
+    weights = [each.weight for each in sets]
+    return IdentityBatches(indexes, recipe.identities_per_batch, recipe.data.pictures_per_identity, recipe.seed, weights)
+
+
+def _with_whole_paths(recipe: Recipe, folder: RunFolder) -> Recipe:
     """The recipe as the run folder keeps it: readable from any current folder."""
     weights = recipe.model.weights and str(weights_file(recipe.model.weights).resolve())
     return recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"weights": weights}),
-            "data": recipe.data.model_copy(update={"shards": str(data.resolve())}),
+            "data": with_whole_paths(recipe.data),
             "deepspeed_config": folder.deepspeed_file.name,
         }
     )

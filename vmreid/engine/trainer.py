@@ -14,16 +14,15 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import torch
 
-from vmreid.data.identity_batches import IdentityBatches
-from vmreid.data.manifest import read_index
-from vmreid.data.streams import Batch, ShardRanges, TrainStream
+from vmreid.data.ranges import JoinedRanges
+from vmreid.data.streams import Batch, TrainStream
 from vmreid.data.transforms import TrainTransform
 from vmreid.distributed import Place
 from vmreid.engine.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from vmreid.engine.deepspeed_config import accumulation_steps, precision_name, with_derived_keys, zero_stage
 from vmreid.engine.guard import first_non_finite, non_finite
 from vmreid.engine.memory import peak_bytes
-from vmreid.engine.prepare import Plan
+from vmreid.engine.prepare import Plan, identity_batches
 from vmreid.engine.start import make_engine
 from vmreid.engine.training_module import StepResult, TrainingModule
 from vmreid.models import ReIDModel, build_backbone
@@ -47,9 +46,8 @@ class Trainer:
         if recipe.train.deterministic:
             torch.use_deterministic_algorithms(True)
         seed_everything(recipe.seed)
-        split = plan.manifest.splits["train"]
-        index = read_index(plan.data, split)
-        self.batches = IdentityBatches(index, recipe.identities_per_batch, recipe.data.pictures_per_identity, recipe.seed)
+        indexes = [each.train_index() for each in plan.sets]
+        self.batches = identity_batches(recipe, indexes, plan.sets)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.steps = recipe.train.epochs * self.steps_per_epoch
         model, self.weights_report = build_model(plan, self.batches.classes)
@@ -61,10 +59,10 @@ class Trainer:
         if plan.checkpoint:
             self.step = load_checkpoint(self.engine, plan.folder, plan.checkpoint).step
         transform = TrainTransform(recipe.data.image_size, recipe.data.augment)
-        ranges = ShardRanges(plan.data, split, index)
+        ranges = JoinedRanges([each.train_ranges(index) for each, index in zip(plan.sets, indexes, strict=True)])
         self.stream = TrainStream(
-            self.batches, ranges, index, transform, rank=place.rank, world=place.world,
-            accumulation=self.accumulation, begin=self.step, end=self.steps,
+            self.batches, ranges, transform, rank=place.rank, world=place.world, accumulation=self.accumulation,
+            begin=self.step, end=self.steps, skip=recipe.data.skip_unreadable,
         )  # fmt: skip
 
     def train(self, logger: StepLogger | None) -> None:
@@ -81,12 +79,17 @@ class Trainer:
             if log:
                 epoch = (self.step - 1) // self.steps_per_epoch
                 log.write(self.step, epoch, rate, results, gradient_norm, recipe.train.batch_size / (time.monotonic() - begin))
-            checkpoint_steps = recipe.train.checkpoint_epochs * self.steps_per_epoch
-            if self.step % checkpoint_steps == 0 or self.step == self.steps:
-                state = TrainingState(self.step, self.place.world, self.plan.manifest.digest)
+            if self._saves():
+                state = TrainingState(self.step, self.place.world, self.plan.data_digest)
                 save_checkpoint(self.engine, self.plan.folder, state)
         if log:
             log.close()
+
+    def _saves(self) -> bool:
+        """Whether a checkpoint is due after ``self.step`` steps."""
+        train = self.plan.recipe.train
+        periods = (train.checkpoint_epochs * self.steps_per_epoch, train.checkpoint_steps or self.steps, self.steps)
+        return any(self.step % period == 0 for period in periods)
 
     def _optimizer_step(self, loader: Iterator[Batch], rate: float) -> tuple[list[StepResult], float]:
         """All ranks. One optimizer step; the micro-batches' results and the gradient norm before clipping."""
@@ -128,7 +131,7 @@ class Trainer:
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
         return [
             f"{recipe.model.backbone}: {parameters / 1e6:.1f} M parameters, {self.weights_report}",
-            f"data {plan.data}: {self.batches.classes} identities, {plan.manifest.splits['train'].pictures} pictures",
+            *(each.description() for each in plan.sets),
             f"batch {recipe.train.batch_size} = {self.batches.identities} identities x {self.batches.pictures} pictures on "
             f"{self.place.world} ranks x {self.accumulation} accumulation steps",
             f"{self.steps} steps = {recipe.train.epochs} epochs x {self.steps_per_epoch}, from step {self.step}",
@@ -138,7 +141,7 @@ class Trainer:
 
 
 class StepLog:
-    """Rank 0. ``log.jsonl``, the tracker and the progress line, fed once a step."""
+    """Rank 0. ``log.jsonl``, the tracker and the progress line, fed once a step. ``skipped``: unreadable pictures replaced."""
 
     def __init__(self, plan: Plan, step: int, steps: int, logger: StepLogger | None) -> None:
         self._logger = logger
@@ -161,6 +164,7 @@ class StepLog:
             "grad_norm": gradient_norm,
             "images_per_s": images_per_s,
             "peak_bytes": peak_bytes(),
+            "skipped": sum(int(result.replaced) for result in results),
         }
         digest = hashlib.sha256(pictures.astype("<i8").tobytes()).hexdigest()[:16]
         self._file.write(json.dumps({"step": step, "epoch": epoch, **values, "batch_digest": digest}) + "\n")

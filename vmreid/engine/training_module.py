@@ -17,13 +17,17 @@ from vmreid.recipes.schema import Loss
 
 @dataclass(frozen=True)
 class StepResult:
-    """Losses and accuracy over the global micro-batch; equal on all ranks. Scalars, and int64 [B, 2] rows and checksums."""
+    """Losses and accuracy over the global micro-batch; equal on all ranks. Scalars, and int64 [B, 2] rows and checksums.
+
+    ``replaced``: how many of the pictures stand in for unreadable ones.
+    """
 
     loss: torch.Tensor
     identity_loss: torch.Tensor
     triplet_loss: torch.Tensor
     accuracy: torch.Tensor
     pictures_B2: torch.Tensor
+    replaced: torch.Tensor
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -60,14 +64,15 @@ class TrainingModule(nn.Module):
     def forward(self, batch: Batch) -> StepResult:
         part_BF = self.model.backbone(self.model.normalise(batch.images_BCHW)).float()
         feature_BF = _GatherWithGradient.apply(part_BF)  # type: ignore[no-untyped-call]
-        facts_B3 = _gather(torch.stack([batch.ids_B, batch.rows_B, batch.checksums_B], dim=1))
-        ids_B = facts_B3[:, 0]
+        facts_B4 = _gather(torch.stack([batch.ids_B, batch.rows_B, batch.checksums_B, batch.replaced_B], dim=1))
+        ids_B = facts_B4[:, 0]
         _, logits_BC = self.model.head(feature_BF)
         identity = F.cross_entropy(logits_BC, ids_B, label_smoothing=self.settings.label_smoothing)
         with torch.autocast(feature_BF.device.type, enabled=False):
             triplet = batch_hard_triplet(feature_BF, ids_B, self.settings.triplet_margin)
         accuracy = (logits_BC.argmax(dim=1) == ids_B).float().mean()
-        return StepResult(identity + triplet, identity.detach(), triplet.detach(), accuracy, facts_B3[:, 1:])
+        pictures_B2, replaced = facts_B4[:, 1:3], facts_B4[:, 3].sum()
+        return StepResult(identity + triplet, identity.detach(), triplet.detach(), accuracy, pictures_B2, replaced)
 
 
 def _gather(part: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
+from vmreid.data.folder import ShardFolder
 from vmreid.data.manifest import Manifest, sha256_of
 from vmreid.data.streams import evaluation_batches
 from vmreid.distributed import Place
@@ -31,7 +32,7 @@ class EvaluationPlan:
     """All that every rank needs to evaluate; made on rank 0 and sent to the others."""
 
     recipe: Recipe
-    data: Path
+    data: ShardFolder
     manifest: Manifest
     checkpoint: Path
     scan_backend: str

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vmreid.errors import UserError
-from vmreid.recipes.schema import Recipe
+from vmreid.recipes.schema import ONE_SET, SEVERAL_SETS, Recipe
 
 FOLDER = Path(__file__).parent
 
@@ -91,9 +91,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _resolve_paths(values: dict[str, Any], folder: Path) -> None:
+    data = values.get("data")
+    shards = data.get("shards") if isinstance(data, dict) else None
     for section, key in (
         (values, "deepspeed_config"),
-        (values.get("data"), "shards"),
+        (data, "shards"),
+        *((each, "shards") for each in (shards if isinstance(shards, list) else [])),
         (values.get("model"), "weights"),
     ):
         if isinstance(section, dict) and isinstance(section.get(key), str) and (folder / section[key]).exists():
@@ -117,19 +120,23 @@ def _assign(values: dict[str, Any], key: str, text: str, flag: str, origins: dic
         if schema and not isinstance(section, dict):
             raise UserError(f"{flag} {key}: {parent} = {section} is set already, and not to a mapping; leave out one of the two")
     assert schema is not None
-    takes_text = str in (schema.model_fields[leaf].annotation, *get_args(schema.model_fields[leaf].annotation))
     try:
         value = parse_yaml(text)
     except (yaml.YAMLError, ValueError):
         value = text
-    section[leaf] = text if takes_text and value is not None else value
+    several = isinstance(value, list) and key == "data.shards"
+    section[leaf] = text if _takes_text(schema.model_fields[leaf].annotation) and value is not None and not several else value
     origins[key] = f"--set {key}={text}" if flag == "--set" else f"{flag} {text}"
+
+
+def _takes_text(annotation: Any) -> bool:
+    return annotation is str or any(map(_takes_text, get_args(annotation)))
 
 
 def _explain(error: ValidationError, path: Path, origins: Mapping[str, str]) -> str:
     faults = error.errors()  # a misspelt key is a missing one too: tell of the former
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    parts = [str(part) for part in first["loc"]]
+    parts = [str(part) for part in first["loc"] if part not in (ONE_SET, SEVERAL_SETS)]
     key = ".".join(parts)
     origin = next((text for name, text in origins.items() if key == name or key.startswith(name + ".")), None)
     if first["type"] == "extra_forbidden":

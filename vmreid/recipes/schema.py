@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -46,10 +46,30 @@ class Augment(Section):
     colour_jitter: Fraction  # strength of brightness, contrast and saturation
 
 
+class WeightedShards(Section):
+    """One of several sets that are trained on together."""
+
+    shards: str  # as data.shards
+    weight: Annotated[float, Field(gt=0)]  # share of a batch's identities, of the sum of all weights
+
+
+ONE_SET, SEVERAL_SETS = "one set", "several sets"  # what pydantic puts into the place of an error; see load.py
+
+
 class Data(Section):
     """Pictures: where, how large, how many of each identity in a batch."""
 
-    shards: str | None = None  # folder written by shards.write; None: the synthetic set below
+    # folder written by shards.write, or its URL; or a list of {shards, weight}; None: the synthetic set below
+    shards: (
+        Annotated[
+            Annotated[str, Tag(ONE_SET)] | Annotated[tuple[WeightedShards, ...], Field(min_length=1), Tag(SEVERAL_SETS)],
+            Discriminator(lambda value: SEVERAL_SETS if isinstance(value, list | tuple) else ONE_SET),
+        ]
+        | None
+    ) = None
+    cache_dir: str | None = None  # whole files of remote sets, shared by a node's ranks; None: vmreid in the user's cache folder
+    cache_gib: Annotated[float, Field(gt=0)] = 20.0  # at most this much of them: 64 shards that training mixes, and room
+    skip_unreadable: bool = False  # go on without pictures that cannot be read, and count them; training only
     image_size: tuple[Positive, Positive]  # height, width
     pictures_per_identity: Positive  # K of P x K
     workers: Annotated[int, Field(ge=0)]  # decoding processes a rank; 0: in the training process
@@ -100,6 +120,7 @@ class Train(Section):
     epochs: Positive
     batch_size: Positive  # pictures per optimizer step over all ranks and accumulation: P x K
     checkpoint_epochs: Positive
+    checkpoint_steps: Positive | None = None  # also after every so many steps, for epochs that take hours
     deterministic: bool = False  # bit-equal repetition on a GPU too, at some cost in speed
 
 

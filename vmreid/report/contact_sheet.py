@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 
+from vmreid.data.folder import Place
 from vmreid.data.manifest import Manifest
 from vmreid.report.sheet import Line, SplitPictures, draw_sheet
 
 IDENTITIES, COLUMNS = 8, 8
 
 
-def draw_contact_sheet(data: Path, manifest: Manifest) -> bytes:
+def draw_contact_sheet(data: Place, manifest: Manifest) -> bytes:
     """A PNG file of the training split: a line an identity, a picture of each camera, then further ones.
 
     Raises UserError where a picture cannot be read.

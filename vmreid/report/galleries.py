@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
+from vmreid.data.folder import Place
 from vmreid.data.manifest import Manifest
 from vmreid.evaluation.nearest import Example
 from vmreid.report.sheet import Line, SplitPictures, draw_sheet
@@ -14,7 +14,7 @@ NOTE = (
 )
 
 
-def draw_galleries(examples: Sequence[Example], data: Path, manifest: Manifest, title: str) -> bytes:
+def draw_galleries(examples: Sequence[Example], data: Place, manifest: Manifest, title: str) -> bytes:
     """A PNG file with one line an example. Raises UserError where a picture cannot be read."""
     query, gallery = (SplitPictures(data, manifest.splits[name]) for name in ("query", "gallery"))
     lines = []

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vmreid.data.folder import Place
 from vmreid.data.manifest import Split, read_index
-from vmreid.data.streams import ShardRanges
+from vmreid.data.ranges import ShardRanges
 from vmreid.data.transforms import decode
 
 Frame = Literal["query", "right", "wrong", "none"]
@@ -44,7 +44,7 @@ class Line:
 class SplitPictures:
     """A split's pictures by index row; ``index`` has their identities and cameras."""
 
-    def __init__(self, folder: Path, split: Split) -> None:
+    def __init__(self, folder: Place, split: Split) -> None:
         self.index = read_index(folder, split)
         self._ranges = ShardRanges(folder, split, self.index)
 

@@ -79,14 +79,14 @@ class MlflowRun:
         """The text at the top of the run's page; a later one takes its place."""
         self._client.set_tag(self.run_id, "mlflow.note.content", markdown)
 
-    def log_dataset(self, folder: Path, digest: str) -> None:
-        """Name the data that a new run reads, for the list of runs."""
+    def log_dataset(self, name: str, uri: str, digest: str) -> None:
+        """Name a set that a new run reads, for the list of runs."""
         if self._known:
             return
         from mlflow.entities import Dataset, DatasetInput
 
-        source = json.dumps({"uri": folder.resolve().as_uri()})
-        dataset = Dataset(name=folder.name, digest=digest[:12], source_type="local", source=source)
+        kind = uri.partition(":")[0].replace("file", "local")
+        dataset = Dataset(name=name, digest=digest[:12], source_type=kind, source=json.dumps({"uri": uri}))
         self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
