@@ -35,7 +35,8 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> EvaluationPlan:
     """A small set and a checkpoint whose running statistics are unlike any batch's."""
     folder = tmp_path_factory.mktemp("evaluation")
     training = plan_run(folder / "run", write_set(folder / "data"), ["evaluation.batch_size=4"])
-    plan = EvaluationPlan(training.recipe, training.data, training.manifest, folder / "step-000001", "torch")
+    (data,) = training.sets
+    plan = EvaluationPlan(training.recipe, data.folder, data.manifest, folder / "step-000001", "torch")
     model = model_from(training.recipe.seed + 5, plan)  # with this seed no two distances lie within rounding
     model.head.neck.running_mean.normal_()
     model.head.neck.running_var.uniform_(0.5, 2)
