@@ -40,7 +40,9 @@ class Fault:
 
 SCAN, CROSS, SS2D = "vmreid/kernels/torch_scan.py", "vmreid/kernels/cross_scan.py", "vmreid/models/mamba_v2.py"
 TRIPLET, LOSS = "vmreid/losses/triplet.py", "vmreid/engine/training_module.py"
-SAMPLER, STREAM = "vmreid/data/identity_batches.py", "vmreid/data/streams.py"
+SAMPLER, STREAM, RANGES, MANIFEST, REMOTE, CACHE = (
+    f"vmreid/data/{name}.py" for name in ("identity_batches", "streams", "ranges", "manifest", "remote", "cache")
+)
 RANKING, PROTOCOL, FLOORS = "vmreid/evaluation/ranking.py", "vmreid/evaluation/protocol.py", "vmreid/evaluation/baselines.py"
 EVALUATE, EXTRACT = "vmreid/evaluation/evaluate.py", "vmreid/evaluation/extraction.py"
 DIRECTIONS = "vmreid/evaluation/directions.py"
@@ -55,7 +57,8 @@ TEST_STEP = "tests/distributed/test_training_steps.py::test_one_step_is_the_same
 TEST_CLIPPING = "tests/distributed/test_training_steps.py::test_clipping_comes_from_the_json"
 TEST_RESUME = "tests/distributed/test_training_steps.py::test_six_steps_equal_three_and_resume_and_three[MAMBA-S-zero0_fp32-1]"
 TEST_LOSS = "tests/distributed/test_training_steps.py::test_the_recipe_says_how_much_labels_are_smoothed"
-TEST_SAMPLER = "tests/data/test_identity_batches.py"
+TEST_SAMPLER, TEST_MIXED = "tests/data/test_identity_batches.py", "tests/data/test_mixed_sets.py"
+TEST_KILLED = "tests/distributed/test_resume.py::test_killed_at_20_moments_the_log_and_the_weights_are_undisturbed"
 TEST_METRIC = "tests/evaluation/test_ranking.py::test_by_hand"
 TEST_FLOORS = "tests/evaluation/test_baselines.py"
 TEST_EVALUATE = "tests/evaluation/test_evaluate.py"
@@ -92,16 +95,32 @@ FAULTS = (
     Fault("loss: every rank takes rank 0's slice of the gradient", LOSS,
           "grad_BF.chunk(world)[dist.get_rank()] * world", "grad_BF.chunk(world)[0] * world", TEST_STEP),
     Fault("sampler: K pictures of an identity are drawn with repetition", SAMPLER,
-          "order = random.permutation(length)", "order = random.integers(0, length, length)", TEST_SAMPLER),
+          "shuffled = random.permutation(length)", "shuffled = random.integers(0, length, length)", TEST_SAMPLER),
     Fault("sampler: one picture fewer than K", SAMPLER,
           "for k in range(self.pictures)", "for k in range(self.pictures - 1)", TEST_SAMPLER),
     Fault("sampler: every epoch has the same order", SAMPLER,
-          "default_rng([self.seed, epoch])", "default_rng([self.seed])", TEST_SAMPLER),
+          "default_rng([ORDER, seed, epoch, number, turn])", "default_rng([ORDER, seed, number, turn])", TEST_SAMPLER),
     Fault("sampler: every epoch augments a picture alike", SAMPLER,
-          "(self.seed, epoch, start + int(order[k % length]), k // length)",
-          "(self.seed, start + int(order[k % length]), k // length)", TEST_SAMPLER),
+          "(self.seed, epoch, row, repetition)", "(self.seed, row, repetition)", TEST_SAMPLER),
+    Fault("sampler: an identity's cameras are not taken in turns", SAMPLER,
+          "shuffled[in_turns]", "shuffled", TEST_MIXED),
+    Fault("sampler: every set has the same share", SAMPLER,
+          "np.cumsum([0, *weights])", "np.cumsum([0] + [sum(weights) / len(weights)] * len(weights))", TEST_MIXED),
     Fault("sampler: every rank takes rank 0's part", STREAM,
-          "first = (piece * self.world + self.rank) * self.part", "first = piece * self.world * self.part", TEST_SAMPLER),
+          "first = (piece * self.world + self.rank) * self.places", "first = piece * self.world * self.places", TEST_SAMPLER),
+    Fault("ranges: another picture's bytes are taken", RANGES,
+          'if not data.startswith(b"%08d." % row) or _size(data) != length:', "if _size(data) < 0:",
+          "tests/data/test_remote.py::test_a_shard_of_another_size_or_content"),
+    Fault("evaluation: a changed shard is read", MANIFEST,
+          "if not has_digest(file, digest):", "if False:",
+          "tests/data/test_streams.py::test_evaluation_shard_cut_between_two_pictures"),
+    Fault("remote: a passing failure is final", REMOTE,
+          "if number == ATTEMPTS:", "if number:", "tests/data/test_remote.py::test_a_server_that_fails_and_recovers"),
+    Fault("cache: what is over its limit stays", CACHE,
+          "path.unlink(missing_ok=True)\n                taken -=", "taken -=", "tests/data/test_cache.py"),
+    Fault("skip: what stands in is not counted", STREAM,
+          'sample["replaced"] = int(sample["row"] != rows[k % len(rows)])', 'sample["replaced"] = 0',
+          "tests/data/test_streams.py::test_skipped_pictures_are_replaced_and_counted"),
     Fault("ranking: equal distances go to the larger gallery index", RANKING,
           "index_G[gs].unsqueeze(1) < index_AP", "index_G[gs].unsqueeze(1) > index_AP", TEST_METRIC),
     Fault("ranking: the query's own camera is not left out", RANKING,
@@ -124,6 +143,8 @@ FAULTS = (
           "        **config,\n", '        **{**config, "gradient_clipping": 1.0},\n', TEST_CLIPPING),
     Fault("resume: the optimizer's state is not restored", CHECKPOINT,
           "tag=checkpoint.name)", "tag=checkpoint.name, load_optimizer_states=False)", TEST_RESUME),
+    Fault("resume: checkpoints at the ends of epochs alone", TRAINER,
+          "train.checkpoint_steps or self.steps", "self.steps", TEST_KILLED),
     Fault("resume: begins again at step 0", TRAINER,
           "self.step = load_checkpoint(self.engine, plan.folder, plan.checkpoint).step",
           "load_checkpoint(self.engine, plan.folder, plan.checkpoint)", TEST_RESUME),

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Callable
 from io import BufferedRandom
 from pathlib import Path
 
@@ -20,13 +21,20 @@ def content(number: int, size: int = 1000) -> bytes:
     return bytes([number]) * size
 
 
+def writes(data: bytes) -> Callable[[BufferedRandom], None]:
+    def download(file: BufferedRandom) -> None:
+        file.write(data)
+
+    return download
+
+
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
 def get(cache: Cache, data: bytes) -> bytes:
-    """Through the cache; an empty download says that it was not asked for."""
-    with cache.open(digest(data), len(data), lambda file: None if file.write(data) else None) as file:
+    """Through the cache."""
+    with cache.open(digest(data), len(data), writes(data)) as file:
         return file.read()
 
 
@@ -52,14 +60,14 @@ def test_the_least_recently_opened_go_first(tmp_path: Path) -> None:
 
 def test_an_open_file_stays_readable(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 1000)
-    with cache.open(digest(content(1)), 1000, lambda file: None if file.write(content(1)) else None) as file:
+    with cache.open(digest(content(1)), 1000, writes(content(1))) as file:
         get(cache, content(2))
         assert have(cache) == {digest(content(2))}
         assert file.read() == content(1)
 
 
 def test_larger_than_the_limit(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="data.cache_gib"):
+    with pytest.raises(UserError, match=r"data\.cache_gib"):
         get(Cache(tmp_path, 999), content(1))
     assert have(Cache(tmp_path, 999)) == set()
 

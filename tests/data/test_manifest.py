@@ -133,12 +133,16 @@ def test_index_missing_truncated_or_another(folder: Path) -> None:
     split = read_manifest(folder).splits["train"]
     path = folder / split.index
     whole = path.read_bytes()
-    for content in (b"", whole[:50], whole[:-8]):
+    contents = [b"", whole[:50], whole[:-8], whole[:70] + b"[" + whole[71:]]
+    for content in contents:
         path.write_bytes(content)
-        assert complaint(read_index, folder, split).startswith(f"{path}: not readable as an index")
+        assert complaint(read_index, folder, split).startswith(f"{path}: bytes differ from the manifest's digest")
+        named = split.model_copy(update={"index_sha256": sha256_of(path)})
+        assert complaint(read_index, folder, named).startswith(f"{path}: not readable as an index")
     for array in (np.zeros(14), np.load(io.BytesIO(whole))[:-1], np.load(io.BytesIO(whole)).reshape(2, 7)):
         np.save(path, array)
-        assert "the manifest says 14 pictures" in complaint(read_index, folder, split)
+        named = split.model_copy(update={"index_sha256": sha256_of(path)})
+        assert "the manifest says 14 pictures" in complaint(read_index, folder, named)
     path.unlink()
     assert "train.index.npy: missing" in complaint(read_manifest, folder)
 

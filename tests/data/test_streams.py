@@ -40,12 +40,13 @@ def folder(written: Small, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written[0], tmp_path / "set"))
 
 
-def train(folder: Path, manifest: Manifest, workers: int) -> Iterator[Batch]:
+def train(folder: Path, manifest: Manifest, workers: int, skip: bool = False, pictures: int = 3) -> Iterator[Batch]:
     split = manifest.splits["train"]
     index = read_index(folder, split)
     transform = TrainTransform(SIZE, Augment(crop_scale=(0.8, 1.0), flip=0.5, colour_jitter=0.1))
-    batches, ranges = IdentityBatches(index, 3, 3, 0), ShardRanges(folder, split, index)
-    return TrainStream(batches, ranges, transform, rank=0, world=1, accumulation=1, begin=0, end=2).loader(workers)
+    batches, ranges = IdentityBatches(index, 3, pictures, 0), ShardRanges(folder, split, index)
+    stream = TrainStream(batches, ranges, transform, rank=0, world=1, accumulation=1, begin=0, end=2, skip=skip)
+    return stream.loader(workers)
 
 
 def evaluate(folder: Path, manifest: Manifest, split: str, workers: int = 0) -> Iterator[Batch]:
@@ -149,3 +150,43 @@ def test_shard_gone_while_in_use(written: Small, folder: Path, workers: int) -> 
         (folder / manifest.splits[split].shards[1].name).unlink()
     assert "train-000001.tar" in complaint(train(folder, manifest, workers))
     assert "gallery-000001.tar" in complaint(evaluate(folder, manifest, "gallery", workers))
+
+
+def facts(batch: Batch) -> list[tuple[int, int, int]]:
+    """Label, row and whether it stands in for another, of each picture."""
+    return list(zip(batch.ids_B.tolist(), batch.rows_B.tolist(), batch.replaced_B.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_pictures_are_replaced_and_counted(tmp_path: Path, workers: int) -> None:
+    """A picture by another of its identity, an identity by the one at the same place of the next step."""
+    counts, broken = dict.fromkeys(range(6), 3), name_of(4, 1)
+    manifest, _ = write_small_set(tmp_path / "set", train=counts, broken=broken)
+    lost = tmp_path / "set" / manifest.splits["train"].shards[2].name  # a shard an identity
+    lost.unlink()
+    whole, _ = write_small_set(tmp_path / "whole", train=counts)
+    expected = [facts(batch) for batch in train(tmp_path / "whole", whole, 0, pictures=2)]
+    found = [facts(batch) for batch in train(tmp_path / "set", manifest, workers, skip=True, pictures=2)]
+    for step, (batch, wanted) in enumerate(zip(found, expected, strict=True)):
+        for place in range(3):
+            got, want = batch[2 * place : 2 * place + 2], wanted[2 * place : 2 * place + 2]
+            if want[0][0] == 2:
+                other = expected[1 - step][2 * place : 2 * place + 2]
+                assert [label for label, _, _ in got] == [label for label, _, _ in other]
+                assert [replaced for _, _, replaced in got] == [1, 1]
+            else:
+                assert [label for label, _, _ in got] == [label for label, _, _ in want]
+                assert all(row // 3 == label for label, row, _ in got)
+                assert [replaced for _, _, replaced in got] == [
+                    row != old for (_, row, _), (_, old, _) in zip(got, want, strict=True)
+                ]
+    rows = [row for batch in found for _, row, _ in batch]
+    assert 13 not in rows
+    assert not {6, 7, 8} & set(rows)
+
+
+def test_nothing_to_put_in_its_place(tmp_path: Path) -> None:
+    manifest, _ = write_small_set(tmp_path / "set", train=dict.fromkeys(range(6), 3))
+    for path in (tmp_path / "set").glob("*.tar"):
+        path.unlink()
+    assert "identities in a row cannot be read" in complaint(train(tmp_path / "set", manifest, 0, skip=True))

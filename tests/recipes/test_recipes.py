@@ -234,3 +234,37 @@ def test_relative_paths_of_a_file_start_at_its_folder(tmp_path: Path, monkeypatc
     assert recipe.data.shards == str(folder / "set")
     assert recipe.model.weights == str(folder / "w.pth")
     assert with_set("data.shards=set", recipe="../recipes/mine.yaml").data.shards == "set"  # the command line's own
+
+
+SETS = "[{shards: set, weight: 2}, {shards: 's3://bucket/other', weight: 0.5}]"
+
+
+def test_several_sets(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    told = [(each.shards, each.weight) for each in with_set(f"data.shards={SETS}").data.shards or () if not isinstance(each, str)]
+    assert told == [("set", 2.0), ("s3://bucket/other", 0.5)]
+    path = write(tmp_path / "mine.yaml", NOTE.replace("data:\n", f"data:\n  shards: {SETS}\n"))
+    recipe = with_set(recipe=path)
+    assert recipe.data.shards
+    assert [each if isinstance(each, str) else each.shards for each in recipe.data.shards] == [
+        str(tmp_path / "set"),
+        "s3://bucket/other",
+    ]
+    assert with_set(recipe=write(tmp_path / "again.yaml", dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("[]", "data.shards [] must name at least one set"),
+        ("[{shards: a}]", "data.shards.0.weight is missing"),
+        ("[{shards: a, weight: 0}]", "data.shards.0.weight must be greater than 0"),
+        ("[{shards: a, weight: 1, wait: 1}]", "unknown key data.shards.0.wait; data.shards.0 has shards, weight"),
+        ("[a, b]", "data.shards.0 must be"),
+        ("[{shards: 3, weight: 1}]", "data.shards.0.shards must be a valid string"),
+    ],
+)
+def test_wrong_sets(value: str, told: str) -> None:
+    text = complaint(f"data.shards={value}")
+    assert text.startswith("--set data.shards=")
+    assert told in text

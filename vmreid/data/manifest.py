@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
+from tokenize import TokenError
 from typing import Annotated
 
 import numpy as np
@@ -129,13 +130,13 @@ def read_index(place: Place, split: Split) -> np.ndarray:
     folder = as_folder(place)
     path = folder.where(split.index)
     with folder.open(split.index, split.pictures * INDEX_DTYPE.itemsize + INDEX_HEADER, split.index_sha256) as file:
+        check_digest(folder, split.index, file, split.index_sha256)
         try:
             index = _mapped(file)
-        except (ValueError, EOFError, OSError) as error:
+        except (ValueError, EOFError, OSError, SyntaxError, TokenError) as error:  # numpy reads a header as Python
             raise UserError(f"{path}: not readable as an index ({' '.join(str(error).split())}); {REWRITE}") from None
-        if index.dtype != INDEX_DTYPE or index.shape != (split.pictures,):
-            raise UserError(f"{path}: shape {index.shape}, the manifest says {split.pictures} pictures; {REWRITE}")
-        check_digest(folder, split.index, file, split.index_sha256)
+    if index.dtype != INDEX_DTYPE or index.shape != (split.pictures,):
+        raise UserError(f"{path}: shape {index.shape}, the manifest says {split.pictures} pictures; {REWRITE}")
     for fault in _faults_of_rows(index, split):
         raise UserError(f"{path}: {fault}; {REWRITE}")
     return index

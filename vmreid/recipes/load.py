@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vmreid.errors import UserError
-from vmreid.recipes.schema import ONE_SET, SEVERAL_SETS, Recipe
+from vmreid.recipes.schema import ONE_SET, SEVERAL_SETS, Recipe, WeightedShards
 
 FOLDER = Path(__file__).parent
 
@@ -140,10 +140,10 @@ def _explain(error: ValidationError, path: Path, origins: Mapping[str, str]) -> 
     key = ".".join(parts)
     origin = next((text for name, text in origins.items() if key == name or key.startswith(name + ".")), None)
     if first["type"] == "extra_forbidden":
-        section: Any = Recipe
-        for part in parts[:-1]:
+        section: Any = WeightedShards if parts[:2] == ["data", "shards"] else Recipe
+        for part in parts[:-1] if section is Recipe else ():
             section = section.model_fields[part].annotation
-        return _unknown(key, list(section.model_fields), str(path))
+        return _unknown(key, list(section.model_fields), origin or str(path))
     rule = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if first["type"] == "value_error":
         involved = [text for name, text in origins.items() if name in rule]

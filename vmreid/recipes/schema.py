@@ -62,7 +62,7 @@ class Data(Section):
     # folder written by shards.write, or its URL; or a list of {shards, weight}; None: the synthetic set below
     shards: (
         Annotated[
-            Annotated[str, Tag(ONE_SET)] | Annotated[tuple[WeightedShards, ...], Field(min_length=1), Tag(SEVERAL_SETS)],
+            Annotated[str, Tag(ONE_SET)] | Annotated[tuple[WeightedShards, ...], Tag(SEVERAL_SETS)],
             Discriminator(lambda value: SEVERAL_SETS if isinstance(value, list | tuple) else ONE_SET),
         ]
         | None
@@ -79,6 +79,8 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.shards == ():
+            raise ValueError("data.shards [] must name at least one set; leave it out for the synthetic one")
         if min(self.std) == 0:
             raise ValueError(f"data.std {list(self.std)} must be above 0 in each channel")
         if not 0 < self.augment.crop_scale[0] <= self.augment.crop_scale[1]:
