@@ -11,7 +11,7 @@ import numpy as np
 
 from vmreid.command import Parser, run
 from vmreid.data.manifest import Manifest, parse_manifest, read_index, sha256_of, size_faults
-from vmreid.data.transforms import decode
+from vmreid.data.pictures import decode
 from vmreid.errors import UserError
 from vmreid.progress import Reporter
 

@@ -15,9 +15,10 @@ from small_set import CAMERAS, Encoded, name_of, write_small_set
 
 from vmreid.data.identity_batches import IdentityBatches
 from vmreid.data.manifest import Manifest, read_index
+from vmreid.data.pictures import decode
 from vmreid.data.ranges import ShardRanges
 from vmreid.data.streams import Batch, TrainStream, evaluation_batches
-from vmreid.data.transforms import TrainTransform, decode, resize
+from vmreid.data.transforms import TrainTransform, resize
 from vmreid.distributed import concatenate_over_ranks, rank, world_size
 from vmreid.errors import UserError
 from vmreid.recipes.schema import Augment

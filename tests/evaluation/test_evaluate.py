@@ -12,8 +12,9 @@ from pool import Pool
 from tiny import plan_run, write_set
 
 from vmreid.data.manifest import read_index
+from vmreid.data.pictures import decode
 from vmreid.data.ranges import ShardRanges
-from vmreid.data.transforms import decode, resize
+from vmreid.data.transforms import resize
 from vmreid.distributed import Place, rank, world_size
 from vmreid.evaluation.baselines import chance, colour_histogram
 from vmreid.evaluation.evaluate import EvaluationPlan, evaluate
@@ -50,7 +51,8 @@ def side_by_hand(plan: EvaluationPlan, name: str, function: FeatureFunction) -> 
     split = plan.manifest.splits[name]
     index = read_index(plan.data, split)
     ranges = ShardRanges(plan.data, split, index)
-    images = [resize(decode(*ranges.picture(row)), plan.recipe.data.image_size) for row in range(len(index))]
+    size = plan.recipe.data.image_size
+    images = [resize(decode(*ranges.picture(row), size), size) for row in range(len(index))]
     with torch.no_grad():
         features = [function(image_CHW[None])[0].tolist() for image_CHW in images]
     return {"features": features, "pids": index["pid"].tolist(), "camids": index["camid"].tolist()}

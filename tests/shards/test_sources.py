@@ -10,7 +10,7 @@ from shard_commands import Call, cameras_of, facts_of, jpeg, layout, pictures_of
 
 from shards import verify, write
 from vmreid.data.manifest import read_manifest
-from vmreid.data.transforms import decode
+from vmreid.data.pictures import decode
 
 
 def test_folder_with_splits(tmp_path: Path, call: Call) -> None:

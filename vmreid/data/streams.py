@@ -17,8 +17,9 @@ from webdataset import tariterators
 from vmreid.data.folder import Place, as_folder
 from vmreid.data.identity_batches import Draw, IdentityBatches
 from vmreid.data.manifest import REWRITE, Split, check_digest
+from vmreid.data.pictures import decode
 from vmreid.data.ranges import Pictures
-from vmreid.data.transforms import TrainTransform, decode, resize
+from vmreid.data.transforms import TrainTransform, resize
 from vmreid.errors import UserError
 
 Sample = dict[str, Any]
@@ -116,7 +117,7 @@ class TrainStream:
         return samples
 
     def _sample(self, draw: Draw) -> Sample:
-        image_CHW = self.transform(decode(*self.ranges.picture(draw.row)), draw.seed)
+        image_CHW = self.transform(decode(*self.ranges.picture(draw.row), self.transform.least), draw.seed)
         return _sample(image_CHW, draw.label, draw.camid, draw.row)
 
 
@@ -142,7 +143,7 @@ def evaluation_batches(
         if not {"jpg", "json"} <= sample.keys():
             raise UserError(f"{folder}: {name} lacks a member; {REWRITE}")
         fields = json.loads(sample["json"])
-        image_CHW = resize(decode(sample["jpg"], name), size)
+        image_CHW = resize(decode(sample["jpg"], name, size), size)
         return _sample(image_CHW, int(fields["pid"]), int(fields["camid"]), int(sample["__key__"]))
 
     if not names:

@@ -39,11 +39,15 @@ class Model(Section):
 
 
 class Augment(Section):
-    """The note's mild augmentation."""
+    """What training does to a picture, in this order; 0 switches a part off."""
 
-    crop_scale: tuple[Fraction, Fraction]  # share of the picture's area that a random resized crop keeps
+    crop_scale: tuple[Fraction, Fraction]  # share of the picture's area that a random resized crop keeps; [1, 1]: all of it
     flip: Fraction  # probability of a horizontal flip
     colour_jitter: Fraction  # strength of brightness, contrast and saturation
+    rand_augment: Fraction = 0  # probability of two of RandAugment's operations at magnitude 9
+    pad: Annotated[int, Field(ge=0)] = 0  # pixels of black border, of which a crop of the image size keeps a random part
+    local_grayscale: Fraction = 0  # probability that a random rectangle turns grey
+    erasing: Fraction = 0  # probability that a random rectangle becomes the mean colour
 
 
 class WeightedShards(Section):

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vmreid.data.folder import Place
 from vmreid.data.manifest import Split, read_index
+from vmreid.data.pictures import decode
 from vmreid.data.ranges import ShardRanges
-from vmreid.data.transforms import decode
 
 Frame = Literal["query", "right", "wrong", "none"]
 PAPER, INK, MUTED = "#ffffff", "#1c2733", "#5b6874"
