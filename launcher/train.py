@@ -138,7 +138,7 @@ def _describe(tracker: MlflowRun, plan: Plan, trainer: Trainer, words: Sequence[
 
 
 def _show_data(tracker: MlflowRun, plan: Plan) -> None:
-    from vmreid.report.contact_sheet import draw_contact_sheet
+    from vmreid.data.contact_sheet import draw_contact_sheet
     from vmreid.run_folder import write_atomically
 
     plan.folder.pictures.mkdir(exist_ok=True)

@@ -69,14 +69,14 @@ class Parser(argparse.ArgumentParser):
                     yield from parser._options()
 
 
-def check_out_file(out: Path) -> None:
+def check_out_file(out: Path, option: str = "--out") -> None:
     """Find out before the work whether the result can be written. Raises UserError."""
     if out.is_dir():
-        raise UserError(f"--out {out} is a folder; give the name of a JSON file")
+        raise UserError(f"{option} {out} is a folder; give the name of a file")
     if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
+        raise UserError(f"{option} {out}: there is no folder {out.parent}; make it first")
     if not os.access(out.parent, os.W_OK):
-        raise UserError(f"--out {out}: the folder {out.parent} cannot be written; choose another place")
+        raise UserError(f"{option} {out}: the folder {out.parent} cannot be written; choose another place")
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:

@@ -32,7 +32,7 @@ def shrink(data: bytes, longest: int, name: str) -> bytes:
 
     Raises UserError where the bytes are no picture.
     """
-    from vmreid.data.transforms import decode  # brings torch, which writing needs for nothing else
+    from vmreid.data.pictures import decode  # brings torch, which writing needs for nothing else
 
     try:
         picture = decode(data, name)

@@ -15,12 +15,12 @@ from PIL import Image, ImageColor
 
 from shards.sources import Picture, Splits
 from shards.writer import write_shards
+from vmreid.data.contact_sheet import draw_contact_sheet
 from vmreid.data.manifest import Manifest, read_index
+from vmreid.data.sheet import BORDER, FRAMES, PAPER, THUMBNAIL
 from vmreid.evaluation.nearest import Example
-from vmreid.report.contact_sheet import draw_contact_sheet
 from vmreid.report.curves import INK, draw_cmc
 from vmreid.report.galleries import draw_galleries
-from vmreid.report.sheet import BORDER, FRAMES, PAPER, THUMBNAIL
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -114,18 +114,32 @@ def test_pictures_keep_their_aspect_ratio(shown: tuple[Pixels, Pixels]) -> None:
 
 
 def test_the_contact_sheet_spreads_identities_and_cameras(tmp_path: Path) -> None:
-    """15 identities: every second is shown. Identity 0 has 3 cameras with 9 pictures, the others one picture."""
+    """15 identities: every second is shown. Identity 0 has cameras 2, 5, 7 and 9 pictures, the others one of camera 1."""
     first = [(0, camid) for camid in (2, 2, 2, 2, 5, 5, 5, 7, 7)]
     manifest = write_coloured(tmp_path, train=first + [(pid, 1) for pid in range(1, 15)])
     sheet = pixels(draw_contact_sheet(tmp_path, manifest))
     places = [place(sheet, colour_of("train", row)) for row in range(23)]
     order = sorted((found[0], row) for row, found in enumerate(places[:9]) if found)
-    assert [row for _, row in order] == [0, 4, 7, 1, 5, 8, 2, 6]  # cameras 2 5 7, again 2 5 7, and once more 2 5
+    assert [row for _, row in order] == [0, 1, 4, 5, 7, 8]  # two of each camera
     assert len({found[1] for found in places[:9] if found}) == 1  # in one line
     below = [row for row, found in enumerate(places) if found and row >= 9]
     assert below == [8 + pid for pid in range(2, 15, 2)]
-    tops = [found[1] for row in (0, *below) if (found := places[row])]
+    others = [found for row in below if (found := places[row])]
+    tops = [min(found[1] for found in places[:9] if found), *(top for _, top, _, _ in others)]
     assert tops == sorted(set(tops))
+    assert len({left for left, _, _, _ in others}) == 1  # in one column, with two left of the first line's
+    assert order[0][0] > 2 * THUMBNAIL + others[0][0]
+
+
+def test_a_set_for_evaluation_alone_shows_its_gallery(tmp_path: Path) -> None:
+    """30 cameras: 24 of them, from the first to the last."""
+    manifest = write_coloured(tmp_path, query=[(1, 0)], gallery=[(1, camid) for camid in range(30)])
+    sheet = pixels(draw_contact_sheet(tmp_path, manifest))
+    shown = [row for row in range(30) if place(sheet, colour_of("gallery", row))]
+    assert len(shown) == 24
+    assert {0, 29} <= set(shown)
+    lefts = [found[0] for row in shown if (found := place(sheet, colour_of("gallery", row)))]
+    assert lefts == sorted(set(lefts))
 
 
 def test_few_identities_are_each_shown_once(tmp_path: Path) -> None:
@@ -148,6 +162,6 @@ def test_a_better_curve_lies_higher_and_each_direction_has_a_panel() -> None:
 def test_what_trains_does_not_import_matplotlib() -> None:
     """Nor do the sheets; it takes about as long as a step of training."""
     program = (
-        "import sys, launcher.train, vmreid.engine.trainer, vmreid.report.contact_sheet; assert 'matplotlib' not in sys.modules"
+        "import sys, launcher.train, vmreid.engine.trainer, vmreid.data.contact_sheet; assert 'matplotlib' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == 0

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from vmreid.data.folder import Place
 from vmreid.data.manifest import Manifest
+from vmreid.data.sheet import Line, SplitPictures, draw_sheet
 from vmreid.evaluation.nearest import Example
-from vmreid.report.sheet import Line, SplitPictures, draw_sheet
 
 NOTE = (
     "Queries by AP, and the gallery pictures nearest to each. Green with a tick: of the query's identity. Red with a cross: not."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,10 +35,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """Cells beside each other below a caption."""
+    """Cells beside each other below a caption; None leaves a place empty."""
 
     caption: str
-    cells: list[Cell]
+    cells: Sequence[Cell | None]
 
 
 class SplitPictures:
@@ -49,19 +49,18 @@ class SplitPictures:
         self._ranges = ShardRanges(folder, split, self.index)
 
     def cell(self, row: int, frame: Frame = "none") -> Cell:
-        """The picture of a row, its camera above it. Raises UserError where it cannot be read."""
+        """The picture of a row, small, its camera above it. Raises UserError where it cannot be read."""
         label = f"camera {self.index[row]['camid']}"
-        return Cell(decode(*self._ranges.picture(row)), f"query, {label}" if frame == "query" else label, frame)
+        picture = _thumbnail(decode(*self._ranges.picture(row), (THUMBNAIL, THUMBNAIL)))
+        return Cell(picture, f"query, {label}" if frame == "query" else label, frame)
 
 
 def draw_sheet(title: str, note: str, lines: list[Line]) -> bytes:
     """A PNG file: title, a note below it, the lines in one grid. Pictures keep their aspect ratio."""
     title, note = (" ".join(text.split()) for text in (title, note))
-    lines = [
-        Line(line.caption, [Cell(_thumbnail(cell.picture), cell.label, cell.frame) for cell in line.cells]) for line in lines
-    ]
     texts = [(title, TITLE), (note, CAPTION), *((line.caption, CAPTION) for line in lines)]
-    widest = max(max(cell.picture.width + 2 * BORDER, _width(cell.label, LABEL)) for line in lines for cell in line.cells)
+    cells = [cell for line in lines for cell in line.cells if cell]
+    widest = max(max(cell.picture.width + 2 * BORDER, _width(cell.label, LABEL)) for cell in cells)
     right = [x + widest for line in lines for _, x in _placed(line, widest)]
     width = max(*right, *(MARGIN + _width(text, size) for text, size in texts)) + MARGIN
     heights = [_line_height(line) for line in lines]
@@ -84,12 +83,21 @@ def _placed(line: Line, widest: int) -> Iterator[tuple[Cell, int]]:
     """Each cell with its left edge; what is found stands apart from its query."""
     x = MARGIN
     for cell in line.cells:
-        yield cell, x
-        x += widest + GAP + (2 * GAP if cell.frame == "query" else 0)
+        if cell:
+            yield cell, x
+        x += widest + GAP + (2 * GAP if cell and cell.frame == "query" else 0)
 
 
 def _line_height(line: Line) -> int:
-    return CAPTION + GAP + LABEL + GAP // 2 + 2 * BORDER + max(cell.picture.height for cell in line.cells) + 2 * GAP
+    return (
+        CAPTION
+        + GAP
+        + LABEL
+        + GAP // 2
+        + 2 * BORDER
+        + max((cell.picture.height for cell in line.cells if cell), default=0)
+        + 2 * GAP
+    )
 
 
 def _draw_cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: Cell, x: int, y: int) -> None:
