@@ -1,14 +1,20 @@
-"""``python -m launcher.benchmark model --out FILE.json``: what a training step costs on this machine, in one process."""
+"""``python -m launcher.benchmark model|loader --out FILE.json``: what a training step, and feeding it, cost on this machine."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vmreid.command import Parser, UsageError, check_out_file, run
+
+if TYPE_CHECKING:
+    from vmreid.distributed import Place
 
 
 def main(words: Sequence[str]) -> None:
@@ -21,22 +27,37 @@ def main(words: Sequence[str]) -> None:
     model.add_argument("--backbones", nargs="+", default=["VIT-S", "MAMBA-S", "MAMBA-V2"], metavar="NAME")
     model.add_argument("--tokens", type=int, nargs="+", default=[129, 513, 2049], metavar="N", help="2·m² + 1")
     model.add_argument("--batch_size", type=int, default=64, help="pictures; a multiple of 4")
-    model.add_argument("--out", type=Path, required=True, metavar="FILE.json")
-    benchmark_model(parser.parse_args(words), shlex.join(["python", "-m", "launcher.benchmark", *words]))
-
-
-def benchmark_model(given: Namespace, command: str) -> None:
-    """Check, measure case by case, and keep the file whole after each."""
-    from vmreid.distributed import place_from_environment, start_process_group, stop_process_group
+    loader = commands.add_parser(
+        "loader", help="images/s of the training loader, of decoding and transforming alone, of a plain folder, of webdataset"
+    )
+    cores = len(os.sched_getaffinity(0))
+    loader.add_argument("--data", type=Path, required=True, metavar="DIR", help="written by shards.write")
+    loader.add_argument("--recipe", default="note", help="gives transform, image size and batch size; default: note")
+    loader.add_argument("--workers", type=int, nargs="+", default=sorted({0, 1, 2, cores}), metavar="N", help="processes")
+    for command in (model, loader):
+        command.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    given = parser.parse_args(words)
+    command_line = shlex.join(["python", "-m", "launcher.benchmark", *words])
+    from vmreid.distributed import place_from_environment
 
     place = place_from_environment()
     if place.world > 1:
-        raise UsageError(f"{place.world} ranks: the benchmark measures one process; start it by {command}")
+        raise UsageError(f"{place.world} ranks: the benchmark measures one process; start it by {command_line}")
     check_out_file(given.out)
+    if given.part == "model":
+        benchmark_model(given, command_line, place)
+    else:
+        if min(given.workers) < 0:
+            parser.error(f"--workers {min(given.workers)}: must be at least 0")
+        benchmark_loader(given, command_line)
 
+
+def benchmark_model(given: Namespace, command: str, place: Place) -> None:
+    """Check, measure case by case, and keep the file whole after each."""
     from vmreid.benchmarks.model import ModelBenchmark
     from vmreid.benchmarks.rows import Row, as_json
     from vmreid.benchmarks.table import as_text
+    from vmreid.distributed import start_process_group, stop_process_group
     from vmreid.progress import Reporter
     from vmreid.run_folder import write_atomically
 
@@ -52,6 +73,29 @@ def benchmark_model(given: Namespace, command: str) -> None:
             progress.advance(f"{row.backbone} {row.tokens} tokens {row.loop}: {median}")
     stop_process_group()
     print(f"{as_text(rows)}\n\n{setting['device']}, {setting['precision']}, batch {given.batch_size}; {given.out}")
+
+
+def benchmark_loader(given: Namespace, command: str) -> None:
+    """Check, time case by case, and keep the file whole after each."""
+    from vmreid.benchmarks.loader import LoaderBenchmark
+    from vmreid.benchmarks.loader_rows import Rate, as_json, as_text
+    from vmreid.progress import Reporter
+    from vmreid.recipes import load_recipe
+    from vmreid.run_folder import write_atomically
+
+    recipe = load_recipe(given.recipe, {}, [])
+    with tempfile.TemporaryDirectory(prefix="vmreid-benchmark-") as folder:
+        benchmark = LoaderBenchmark(given.data, recipe, given.workers, Path(folder))
+        setting = benchmark.setting(command)
+        parts_us = benchmark.parts_us()
+        rates: list[Rate] = []
+        with Reporter("benchmark", len(benchmark.cases)) as progress:
+            for rate in benchmark.rates():
+                rates.append(rate)
+                write_atomically(given.out, json.dumps(as_json(setting, rates, parts_us), indent=1, allow_nan=False) + "\n")
+                progress.advance(f"{rate.loader}, {rate.workers} workers: {rate.images_per_s:.0f} images/s")
+    size = "x".join(map(str, recipe.data.image_size))
+    print(f"{as_text(rates, parts_us)}\n\n{size}, batch {recipe.train.batch_size}, {setting['cores']} cores; {given.out}")
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ DOORS = {
     "timm": {"vmreid.models"},
     "torchvision": {"vmreid.compat", "vmreid.data"},
     "triton": {"vmreid.kernels"},
-    "webdataset": {"shards", "vmreid.data"},
+    "webdataset": {"shards", "vmreid.benchmarks", "vmreid.data"},
 }
 
 

@@ -166,6 +166,16 @@ def test_damaged_shards_and_indices_end_in_lines(folder: Path) -> None:
         path.write_bytes(whole)
 
 
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b"null", b"\xff", b'{"pid": {}, "camid": []}'])
+def test_fields_that_are_none(folder: Path, call: Call, content: bytes) -> None:
+    path = folder / "train-000000.tar"
+    data = path.read_bytes()
+    begin = data.index(b'{"pid"')
+    end = data.index(b"}", begin) + 1
+    path.write_bytes(data[:begin] + content.ljust(end - begin) + data[end:])
+    assert any(line.startswith("train-000000.tar") for line in faults(call, folder)[1:])
+
+
 def test_a_compressed_shard_is_not_one(folder: Path, call: Call) -> None:
     path = folder / "train-000000.tar"
     path.write_bytes(gzip.compress(path.read_bytes()))

@@ -162,7 +162,7 @@ def evaluation_batches(
 
 
 def _sample(image_CHW: torch.Tensor, identity: int, camid: int, row: int) -> Sample:
-    checksum = zlib.crc32(image_CHW.numpy().tobytes())
+    checksum = zlib.crc32(image_CHW.numpy().data)
     return {"image": image_CHW, "id": identity, "camid": camid, "row": row, "checksum": checksum, "replaced": 0}
 
 
