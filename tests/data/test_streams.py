@@ -41,12 +41,12 @@ def folder(written: Small, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written[0], tmp_path / "set"))
 
 
-def train(folder: Path, manifest: Manifest, workers: int, skip: bool = False, pictures: int = 3) -> Iterator[Batch]:
+def train(folder: Path, manifest: Manifest, workers: int, skip: bool = False, pictures: int = 3, end: int = 2) -> Iterator[Batch]:
     split = manifest.splits["train"]
     index = read_index(folder, split)
     transform = TrainTransform(SIZE, Augment(crop_scale=(0.8, 1.0), flip=0.5, colour_jitter=0.1))
     batches, ranges = IdentityBatches(index, 3, pictures, 0), ShardRanges(folder, split, index)
-    stream = TrainStream(batches, ranges, transform, rank=0, world=1, accumulation=1, begin=0, end=2, skip=skip)
+    stream = TrainStream(batches, ranges, transform, rank=0, world=1, accumulation=1, begin=0, end=end, skip=skip)
     return stream.loader(workers)
 
 
@@ -166,21 +166,23 @@ def test_skipped_pictures_are_replaced_and_counted(tmp_path: Path, workers: int)
     lost = tmp_path / "set" / manifest.splits["train"].shards[2].name  # a shard an identity
     lost.unlink()
     whole, _ = write_small_set(tmp_path / "whole", train=counts)
-    expected = [facts(batch) for batch in train(tmp_path / "whole", whole, 0, pictures=2)]
-    found = [facts(batch) for batch in train(tmp_path / "set", manifest, workers, skip=True, pictures=2)]
+    expected = [facts(batch) for batch in train(tmp_path / "whole", whole, 0, pictures=2, end=12)]
+    found = [facts(batch) for batch in train(tmp_path / "set", manifest, workers, skip=True, pictures=2, end=12)]
+    pictures = 0
     for step, (batch, wanted) in enumerate(zip(found, expected, strict=True)):
         for place in range(3):
             got, want = batch[2 * place : 2 * place + 2], wanted[2 * place : 2 * place + 2]
             if want[0][0] == 2:
-                other = expected[1 - step][2 * place : 2 * place + 2]
+                other = expected[step ^ 1][2 * place : 2 * place + 2]
                 assert [label for label, _, _ in got] == [label for label, _, _ in other]
                 assert [replaced for _, _, replaced in got] == [1, 1]
             else:
                 assert [label for label, _, _ in got] == [label for label, _, _ in want]
                 assert all(row // 3 == label for label, row, _ in got)
-                assert [replaced for _, _, replaced in got] == [
-                    row != old for (_, row, _), (_, old, _) in zip(got, want, strict=True)
-                ]
+                moved = [row != old for (_, row, _), (_, old, _) in zip(got, want, strict=True)]
+                assert [replaced for _, _, replaced in got] == moved
+                pictures += sum(moved)
+    assert pictures > 0
     rows = [row for batch in found for _, row, _ in batch]
     assert 13 not in rows
     assert not {6, 7, 8} & set(rows)

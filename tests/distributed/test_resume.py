@@ -143,3 +143,23 @@ def test_unreadable_shards_are_an_error_or_skipped_and_counted_alike_on_any_numb
     assert sum(entry["skipped"] for entry in logs[1]) % 2 == 0  # whole identities of K = 2
     notes = [json.loads(line)["skipped"] for line in (tmp_path / "notes-2").read_text().splitlines()]
     assert notes == [entry["skipped"] for entry in logs[2]]
+
+
+def test_several_sets_train_alike_on_any_number_of_ranks_and_their_weights_belong_to_a_run(ranks, data, tmp_path):
+    other = write_set(tmp_path / "other", identities=16, pictures=2)
+
+    def settings(weight: float) -> list[str]:
+        shards = f"data.shards=[{{shards: {data}, weight: {weight}}}, {{shards: {other}, weight: 1}}]"
+        return [shards, "train.epochs=1", "deepspeed_config=zero1_fp32"]
+
+    logs = []
+    for world in (1, 3):
+        plan = plan_run(tmp_path / str(world), data, settings(3), world=world)
+        weights = ranks.run(world, train_on_ranks, plan)[0]
+        logs.append([entry["batch_digest"] for entry in read_json_lines(plan.folder.log_file)])
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == (24 + 8) // 6
+    assert len(weights["head.classifier.weight"]) == 24 + 8  # the sets' identities are apart
+    assert plan_run(tmp_path / "1", data, settings(3), resume=True).checkpoint
+    with pytest.raises(UserError, match="trained on data"):
+        plan_run(tmp_path / "1", data, settings(2), resume=True)
