@@ -49,7 +49,11 @@ def served(folder: Path, **settings: Any) -> Iterator[Web]:
                 times[name, wanted] += 1
                 fault = web.fault(name, times[name, wanted])
             path = web.folder / name
-            if fault == "drop":
+            if "/moved/" in self.path:
+                fault = None
+            if fault == "302":
+                self.answer(302, b"", {"Location": f"/moved/{name}"})
+            elif fault == "drop":
                 self.close_connection = True
             elif fault and fault.isdigit():
                 self.answer(int(fault), b"")

@@ -227,7 +227,7 @@ def told(action: Callable[[], Any]) -> Any:
     return None
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("part", [part if part < 3 else pytest.param(part, marks=pytest.mark.slow) for part in range(PARTS)])
 def test_a_thousand_damages(whole: Path, tmp_path: Path, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "ATTEMPTS", 2)
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)

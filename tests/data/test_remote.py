@@ -93,6 +93,11 @@ def test_a_server_that_fails_and_recovers(folder: Path, tmp_path: Path, fault: s
         assert len(failed) >= 3 * len(set(failed)) > 0
 
 
+def test_a_server_that_sends_elsewhere(folder: Path, tmp_path: Path) -> None:
+    with served(folder, fault=lambda name, times: "302") as web:
+        assert all_of(opened(web.url, tmp_path)) == all_of(folder)
+
+
 def test_a_server_without_ranges(folder: Path, tmp_path: Path) -> None:
     with served(folder, ranges=False) as web:
         assert all_of(opened(web.url, tmp_path)) == all_of(folder)

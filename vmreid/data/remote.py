@@ -103,7 +103,7 @@ class HttpStore:
             response = self._pool().request(
                 "GET", where, headers={"Accept-Encoding": "identity", **headers}, preload_content=False,
                 timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS),
-                retries=urllib3.Retry(0, redirect=5),
+                retries=urllib3.Retry(None, connect=0, read=0, status=0, other=0, redirect=5),
             )  # fmt: skip
         except urllib3.exceptions.HTTPError as error:
             raise Passing(str(error)) from None
