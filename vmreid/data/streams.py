@@ -168,8 +168,9 @@ def _sample(image_CHW: torch.Tensor, identity: int, camid: int, row: int) -> Sam
 
 def _collate(samples: list[Sample]) -> Batch:
     names = ("id", "camid", "row", "checksum", "replaced")  # in the order of Batch
-    numbers = [torch.tensor([sample[name] for sample in samples]) for name in names]
-    return Batch(torch.stack([sample["image"] for sample in samples]), *numbers)
+    numbers_5B = torch.tensor([[sample[name] for sample in samples] for name in names])
+    images_BCHW = torch.stack([sample["image"] for sample in samples])
+    return Batch(images_BCHW, *numbers_5B)  # rows of one tensor: each storage that leaves a worker costs a file descriptor
 
 
 def _caught(batches: Iterator[Batch]) -> Iterator[Batch | _Failure]:
