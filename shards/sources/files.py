@@ -31,7 +31,8 @@ def find_base(root: Path, *layouts: Sequence[str]) -> tuple[Path, Sequence[str]]
     for places in ([root], below):
         fits = [(place, layout) for place in places for layout in layouts if not _missing(place, layout)]
         if len(fits) > 1:
-            raise UserError(f"{root}: holds the set twice, as {' and '.join(_place(*fit) for fit in fits)}; take one away")
+            twice = " and ".join(str(place / layout[0]) for place, layout in fits)
+            raise UserError(f"{root}: holds the set twice, as {twice}; give the folder of one as --root")
         if fits:
             return fits[0]
     place, layout = min(
@@ -45,10 +46,6 @@ def find_base(root: Path, *layouts: Sequence[str]) -> tuple[Path, Sequence[str]]
 
 def _missing(place: Path, layout: Sequence[str]) -> list[str]:
     return [name for name in layout if not (place / name).exists()]
-
-
-def _place(place: Path, layout: Sequence[str]) -> str:
-    return f"{place / layout[0]}"
 
 
 def _or(layouts: Sequence[Sequence[str]]) -> str:
