@@ -10,6 +10,7 @@ from functools import partial
 from PIL import Image
 
 from shards.sources.picture import Splits
+from vmreid.data.pictures import decode
 from vmreid.errors import UserError
 
 JPEG_QUALITY = 92  # of all that is encoded here
@@ -32,8 +33,6 @@ def shrink(data: bytes, longest: int, name: str) -> bytes:
 
     Raises UserError where the bytes are no picture.
     """
-    from vmreid.data.pictures import decode  # brings torch, which writing needs for nothing else
-
     try:
         picture = decode(data, name)
     except UserError as error:
