@@ -88,10 +88,11 @@ class HttpStore:
         try:
             if response.status != 200:
                 raise Passing(f"status {response.status}")
-            declared = response.headers.get("Content-Length")
-            if declared and int(declared) > most:
-                unreadable(f"{self.url}/{name}", f"{declared} bytes where at most {most} belong")
-            for chunk in _chunks(response, int(declared) if declared else None, most):
+            declared = response.headers.get("Content-Length", "")
+            length = int(declared) if declared.isdigit() else None
+            if length is not None and length > most:
+                unreadable(f"{self.url}/{name}", f"{length} bytes where at most {most} belong")
+            for chunk in _chunks(response, length, most):
                 file.write(chunk)
             whole = True
         finally:
