@@ -139,7 +139,10 @@ def _finish(out: Path, plan: Plan, unfinished: Unfinished) -> Manifest | None:
     """Index and manifest, once every shard is there. Another part may do so at the same time: it writes the same bytes."""
     records = unfinished.records()
     if records is None:
-        return _finished(out, plan)
+        manifest = _finished(out, plan)
+        if manifest:  # by another part, whose folder this one has made again
+            unfinished.remove()
+        return manifest
     written = {name: _write_index(name, shards, records, out) for name, shards in plan.splits.items()}
     manifest = Manifest(format_version=FORMAT_VERSION, source=plan.source, splits=written, digest=digest_of(written))
     write_atomically(out / "manifest.json", manifest.model_dump_json(indent=1) + "\n")
