@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
-import signal
 import tarfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from shards.processes import processes
 from vmreid.data.manifest import Manifest, Shard, Split, read_index, sha256_of, size_faults
 from vmreid.data.pictures import decode
 from vmreid.errors import UserError
@@ -93,16 +90,8 @@ def _checking(workers: int) -> Iterator[Check]:
     if workers == 1:
         yield lambda places: map(_shard_faults, places)
         return
-    context = multiprocessing.get_context("forkserver")  # forks of this process could inherit another thread's locks
-    context.set_forkserver_preload([__name__])
-    ignore_interrupt = (signal.SIGINT, signal.SIG_IGN)  # this process alone ends the work
-    with ProcessPoolExecutor(workers, context, signal.signal, ignore_interrupt) as pool:
-        try:
-            yield lambda places: pool.map(_shard_faults, places)
-        except BrokenProcessPool:
-            raise UserError(
-                f"a process of {workers} was killed, perhaps for want of memory; start again with fewer --workers"
-            ) from None
+    with processes(workers, __name__) as pool:
+        yield lambda places: pool.map(_shard_faults, places)
 
 
 def _shard_faults(place: _Place) -> list[str]:

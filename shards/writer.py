@@ -6,20 +6,19 @@ import contextlib
 import hashlib
 import io
 import json
-import multiprocessing
-import signal
 import sys
 import tarfile
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
-from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
 
 import numpy as np
 import webdataset as wds
 
 from shards.plan import Plan, PlannedShard, SourceFacts, make_plan
+from shards.processes import processes
 from shards.sources import Picture, Splits
 from shards.sources.files import examples
 from shards.unfinished import ROW_DTYPE, Record, Unfinished
@@ -100,21 +99,19 @@ def _readers(workers: int) -> Iterator[Read]:
     if workers == 1:
         yield lambda pictures: (picture.read() for picture in pictures)
         return
-    context = multiprocessing.get_context("forkserver")  # forks of this process could inherit another thread's locks
-    context.set_forkserver_preload([__name__])
-    with context.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with processes(workers, __name__) as pool:
         yield partial(_read_ahead, pool, 4 * workers)
 
 
-def _read_ahead(pool: Pool, chunks: int, pictures: list[Picture]) -> Iterator[bytes]:
+def _read_ahead(pool: ProcessPoolExecutor, chunks: int, pictures: list[Picture]) -> Iterator[bytes]:
     """At most ``chunks`` chunks are on their way, so that memory stays bounded where reading outruns writing."""
-    waiting: deque[AsyncResult[list[bytes]]] = deque()
+    waiting: deque[Future[list[bytes]]] = deque()
     for begin in range(0, len(pictures), CHUNK):
-        waiting.append(pool.apply_async(_read, (pictures[begin : begin + CHUNK],)))
+        waiting.append(pool.submit(_read, pictures[begin : begin + CHUNK]))
         if len(waiting) == chunks:
-            yield from waiting.popleft().get()
+            yield from waiting.popleft().result()
     while waiting:
-        yield from waiting.popleft().get()
+        yield from waiting.popleft().result()
 
 
 def _read(pictures: list[Picture]) -> list[bytes]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -74,6 +76,19 @@ def test_what_fails_in_a_process_is_told_and_leaves_no_set(tmp_path: Path, monke
         writer.write_shards(splits, tmp_path / "set", {}, workers=2)
     assert not (tmp_path / "set/manifest.json").exists()
     assert writer.write_shards(mended, tmp_path / "set", {}, workers=2) == whole
+
+
+def die() -> bytes:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("not reached")
+
+
+def test_a_killed_process_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "PICTURES_WORTH_PROCESSES", 0)
+    splits = sources.synthetic(4, 2, 2, 0)
+    splits["query"][1] = replace(splits["query"][1], read=die)
+    with pytest.raises(UserError, match=r"^a process of 2 was killed, .*fewer --workers$"):
+        writer.write_shards(splits, tmp_path / "set", {}, workers=2)
 
 
 @pytest.mark.parametrize(("objects", "numbers"), [("people", [0, 2, 4, 6]), ("vehicles", [1, 3, 5, 7]), ("both", [0, 1, 2, 3])])
