@@ -21,8 +21,10 @@ FLOOR_SCORES = ("mAP", "mINP", "rank1")
 
 @dataclass(frozen=True)
 class Direction:
-    """``ranks`` of the model; by name the scores of the ``model`` and of each floor, each with its ``cmc``."""
+    """The model's features of all queries and their ``ranks``; by name the scores of the ``model`` and of each floor, each
+    with its ``cmc``."""
 
+    query: Features
     ranks: QueryRanks
     scores: dict[str, dict[str, Any]]
 
@@ -44,14 +46,21 @@ class Direction:
 
 def direction(query: Mapping[str, Extracted], gallery: Mapping[str, Extracted], metric: Metric) -> Direction:
     """All ranks. Score ``query`` against ``gallery``, both as they lie on the ranks, by each of their feature functions."""
-    ranks = {name: rank_queries(together(query[name]), gallery[name].features, gallery[name].rows, metric) for name in query}
-    scores = {name: summarise(each) for name, each in ranks.items()}
-    model = scores.pop("model")
-    floor = _chance(together(query["model"]), gallery["model"].features)
-    return Direction(ranks["model"], {"model": model, "chance": floor, **scores})
+    model, ranks = _ranked(query["model"], gallery["model"], metric)
+    scores = {"model": summarise(ranks), "chance": _chance(model, gallery["model"].features)}
+    for name in query:  # a dict's order is the same on all ranks
+        if name != "model":
+            scores[name] = summarise(_ranked(query[name], gallery[name], metric)[1])
+    return Direction(model, ranks, scores)
 
 
-def together(part: Extracted) -> Features:
+def _ranked(query: Extracted, gallery: Extracted, metric: Metric) -> tuple[Features, QueryRanks]:
+    """All ranks. The whole query side, and its ranks against the gallery as it lies."""
+    whole = _together(query)
+    return whole, rank_queries(whole, gallery.features, gallery.rows, metric)
+
+
+def _together(part: Extracted) -> Features:
     """All ranks. A whole side's features, in index order."""
     order = concatenate_over_ranks(part.rows).argsort()
     return Features(*(concatenate_over_ranks(values)[order] for values in vars(part.features).values()))

@@ -17,7 +17,7 @@ from vmreid.data.streams import evaluation_batches
 from vmreid.distributed import Place
 from vmreid.errors import UserError
 from vmreid.evaluation.baselines import colour_histogram, rgb_histogram
-from vmreid.evaluation.directions import direction, mean, together
+from vmreid.evaluation.directions import direction, mean
 from vmreid.evaluation.extraction import Extracted, FeatureFunction, extract
 from vmreid.evaluation.nearest import Example, examples
 from vmreid.evaluation.ranking import Features
@@ -98,7 +98,7 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
         "backbone": plan.recipe.model.backbone,
     }
     part = gallery["model"]
-    shown = examples(forward.ranks, together(query["model"]), part.features, part.rows, metric)
+    shown = examples(forward.ranks, forward.query, part.features, part.rows, metric)
     return Evaluation(metrics, curves, shown)
 
 
