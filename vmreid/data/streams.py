@@ -82,18 +82,20 @@ class TrainStream:
         for micro in micro_batches[number::workers]:
             step, piece = divmod(micro, self.accumulation)
             first = (piece * self.world + self.rank) * self.places
+            epoch, step = divmod(step, self.batches.steps_per_epoch)
+            identities = self.batches.identities_at(epoch, step)
             for place in range(first, first + self.places):
-                yield from self._at(*divmod(step, self.batches.steps_per_epoch), place)
+                yield from self._of_identity(epoch, int(identities[place])) or self._stand_ins(epoch, step, place)
 
-    def _at(self, epoch: int, step: int, place: int) -> list[Sample]:
-        """K pictures for a place of a batch."""
+    def _stand_ins(self, epoch: int, step: int, place: int) -> list[Sample]:
+        """K pictures for a place of a batch whose identity cannot be read."""
         steps = self.batches.steps_per_epoch
-        for later in range(min(STAND_INS, steps) if self.skip else 1):
-            identity = int(self.batches.identities_at(epoch, (step + later) % steps)[place])
-            samples = self._of_identity(epoch, identity)
+        tried = min(STAND_INS, steps)
+        for later in range(1, tried):
+            samples = self._of_identity(epoch, int(self.batches.identities_at(epoch, (step + later) % steps)[place]))
             if samples:
-                return [{**sample, "replaced": 1} for sample in samples] if later else samples
-        raise UserError(f"{later + 1} identities in a row cannot be read; see that the shards are there")
+                return [{**sample, "replaced": 1} for sample in samples]
+        raise UserError(f"{tried} identities in a row cannot be read; see that the shards are there")
 
     def _of_identity(self, epoch: int, identity: int) -> list[Sample]:
         """K of its pictures, those that can be read again and again where there are fewer; none where none can be."""
