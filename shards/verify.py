@@ -9,6 +9,7 @@ from pathlib import Path
 from shards.faults import find_faults
 from vmreid.command import Parser, check_out_file, run
 from vmreid.data.manifest import parse_manifest
+from vmreid.run_folder import write_atomically
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     elif given.sheet:
         from vmreid.data.contact_sheet import draw_contact_sheet
 
-        given.sheet.write_bytes(draw_contact_sheet(given.folder, manifest))
+        write_atomically(given.sheet, draw_contact_sheet(given.folder, manifest))
         print(given.sheet)
     return 1 if faults else 0
 
