@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,8 @@ def _shard_faults(place: _Place) -> list[str]:
                 seen += 1
                 if (int(row["offset"]), int(row["length"])) != (member.offset_data, member.size):
                     faults.append(f"{picture}: lies elsewhere than the index says")
+                if zlib.crc32(data) != row["crc32"]:
+                    faults.append(f"{picture}: bytes differ from the index's CRC-32")
                 try:
                     decode(data, picture, (1, 1))  # reads every byte of a JPEG, and makes few pixels of them
                 except UserError as error:

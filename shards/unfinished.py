@@ -23,7 +23,8 @@ from vmreid.data.manifest import Shard, sha256_of
 from vmreid.errors import UserError
 from vmreid.run_folder import write_atomically
 
-ROW_DTYPE = np.dtype([("offset", "<i8"), ("length", "<i8"), ("digest", "S16")])  # a picture: its range, and a digest of it
+# a picture: its range, what training knows its bytes by, and what two of the same bytes share
+ROW_DTYPE = np.dtype([("offset", "<i8"), ("length", "<i8"), ("crc32", "<u4"), ("digest", "S16")])
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import io
 import json
 import sys
 import tarfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -120,16 +121,16 @@ def _read(pictures: list[Picture]) -> list[bytes]:
 
 def _write_shard(shard: PlannedShard, path: Path, jpegs: Iterator[bytes], progress: Reporter) -> np.ndarray:
     """Returns a row of ``ROW_DTYPE`` for each picture."""
-    digests = []
+    sums = []
     with path.open("wb") as file, wds.TarWriter(file, mtime=0, user="vmreid", group="vmreid") as tar:
         for row, picture in enumerate(shard.pictures, start=shard.first):
             jpeg = next(jpegs)
-            digests.append(hashlib.blake2b(jpeg, digest_size=ROW_DTYPE["digest"].itemsize).digest())
+            sums.append((zlib.crc32(jpeg), hashlib.blake2b(jpeg, digest_size=ROW_DTYPE["digest"].itemsize).digest()))
             tar.write({"__key__": f"{row:08d}", "jpg": jpeg, "json": json.dumps(picture.facts()).encode()})
             progress.advance(picture.name)
     with tarfile.open(path) as written:
         ranges = [(member.offset_data, member.size) for member in written if member.name.endswith(".jpg")]
-    return np.array([(*place, digest) for place, digest in zip(ranges, digests, strict=True)], dtype=ROW_DTYPE)
+    return np.array([(*place, *both) for place, both in zip(ranges, sums, strict=True)], dtype=ROW_DTYPE)
 
 
 def _finish(out: Path, plan: Plan, unfinished: Unfinished) -> Manifest | None:
@@ -155,7 +156,7 @@ def _write_index(name: str, shards: list[PlannedShard], records: dict[str, Recor
         part["pid"] = [picture.pid for picture in shard.pictures]
         part["camid"] = [picture.camid for picture in shard.pictures]
         part["shard"] = shard.number
-        for field in ("offset", "length"):
+        for field in ("offset", "length", "crc32"):
             part[field] = records[shard.name].rows[field]
     path, data = out / f"{name}.index.npy", io.BytesIO()
     np.save(data, index)

@@ -46,7 +46,7 @@ def write_small_set(out: Path, *, broken: str = "", **counts: Mapping[int, int])
 def index_of(lengths: Mapping[int, int], identities_per_shard: int = 4) -> np.ndarray:
     """An index without files: ``lengths`` maps pid to its pictures, in the order of the shards."""
     rows = [
-        (pid, number % CAMERAS, position // identities_per_shard, 0, 0)
+        (pid, number % CAMERAS, position // identities_per_shard, 0, 0, 0)
         for position, (pid, length) in enumerate(lengths.items())
         for number in range(length)
     ]

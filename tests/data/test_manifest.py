@@ -90,7 +90,7 @@ def test_digest_covers_shards_and_indexes(written: Small) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda fields: fields.update(format_version=2), "format_version 2, this vmreid reads 1"),
+        (lambda fields: fields.update(format_version=1), "format_version 1, this vmreid reads 2; write the set again"),
         (lambda fields: fields.pop("format_version"), "format_version None"),
         (lambda fields: fields["splits"]["train"].update(pictures=13), "edited"),
         (lambda fields: fields["splits"].pop("query"), "edited"),

@@ -89,7 +89,7 @@ def test_a_set_too_small_for_its_weight() -> None:
 
 
 def cameras_index(cameras: list[int]) -> np.ndarray:
-    return np.array([(0, camera, 0, 0, 0) for camera in cameras] + [(1, 0, 0, 0, 0)] * 4, dtype=INDEX_DTYPE)
+    return np.array([(0, camera, 0, 0, 0, 0) for camera in cameras] + [(1, 0, 0, 0, 0, 0)] * 4, dtype=INDEX_DTYPE)
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,30 @@ def test_training_shard_truncated_while_in_use(written: Small, folder: Path, wor
     assert "truncated while in use" in text
 
 
+def change_a_picture(folder: Path, manifest: Manifest, row: int) -> str:
+    """Other bytes for a training picture, which decode as well and to other pixels; returns its name in messages."""
+    split = manifest.splits["train"]
+    entry = read_index(folder, split)[row]
+    path, begin, length = folder / split.shards[entry["shard"]].name, int(entry["offset"]), int(entry["length"])
+    data = bytearray(path.read_bytes())
+    before = decode(bytes(data[begin : begin + length]), "before")
+    data[begin + length - 20] ^= 1  # in its entropy-coded part
+    path.write_bytes(data)
+    after = decode(bytes(data[begin : begin + length]), "after")
+    assert after.tobytes() != before.tobytes()
+    return f"{path}: picture {row:08d}"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_changed_picture_that_still_decodes(written: Small, folder: Path, workers: int) -> None:
+    manifest = written[1]
+    name = change_a_picture(folder, manifest, 13)
+    assert complaint(train(folder, manifest, workers)).startswith(f"{name} has other bytes than were written")
+    found = [fact for batch in train(folder, manifest, workers, skip=True) for fact in facts(batch)]
+    assert 13 not in [row for _, row, _ in found]
+    assert [label for label, _, replaced in found if replaced] == [4]  # in its one place of the epoch
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("length", [0, 700, 1024 + 512])
 def test_evaluation_shard_truncated_while_in_use(written: Small, folder: Path, workers: int, length: int) -> None:

@@ -1,7 +1,7 @@
 """The manifest of a shard folder and its index: what is there, where each picture lies, and whether it is whole.
 
 A folder holds ``manifest.json``, and for each split tar shards and ``SPLIT.index.npy``: one row a picture, identity-major,
-with the byte range of the picture in its shard. The row number is the picture's key in the shard.
+with the byte range of the picture in its shard and the CRC-32 of its bytes. The row number is the picture's key in the shard.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vmreid.data.folder import LocalFolder, Place, ShardFolder, as_folder, has_digest
 from vmreid.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "query", "gallery")
-INDEX_DTYPE = np.dtype([("pid", "<i8"), ("camid", "<i8"), ("shard", "<i4"), ("offset", "<i8"), ("length", "<i8")])
+INDEX_DTYPE = np.dtype(
+    [("pid", "<i8"), ("camid", "<i8"), ("shard", "<i4"), ("offset", "<i8"), ("length", "<i8"), ("crc32", "<u4")]
+)
 REWRITE = "write the set again with python -m shards.write"
 HEADER = 512  # bytes of a tar member's header, right before its content
 ROWS = 1 << 20  # of an index looked at together: memory stays bounded whatever its length

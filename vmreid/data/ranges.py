@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -26,7 +27,10 @@ class Pictures(Protocol):
 
 
 class ShardRanges:
-    """Reads byte ranges of a split's shards, each with the tar header before it, which says whose picture it is."""
+    """Reads byte ranges of a split's shards, each with the tar header before it, which says whose picture it is.
+
+    The index's CRC-32 says whether the picture's bytes are those that were written.
+    """
 
     def __init__(self, place: Place, split: Split, index: np.ndarray) -> None:
         self._folder, self._shards, self._index = as_folder(place), split.shards, index
@@ -39,8 +43,8 @@ class ShardRanges:
     def picture(self, row: int) -> tuple[bytes, str]:
         """Bytes of the picture in index row ``row``, and a name for messages.
 
-        Raises UserError where the bytes are not there or not that picture's; once a shard cannot be read, it is not tried
-        again.
+        Raises UserError where the bytes are not there, not that picture's or changed; once a shard cannot be read, it is not
+        tried again.
         """
         entry = self._index[row]
         number, offset, length = int(entry["shard"]), int(entry["offset"]), int(entry["length"])
@@ -51,11 +55,16 @@ class ShardRanges:
                 f"{self._folder.where(shard.name)}: {max(0, len(data) - HEADER)} of {length} bytes at {offset}, truncated while "
                 f"in use; {REWRITE}"
             )
-        if not data.startswith(b"%08d." % row) or _size(data) != length:
+        if not data.startswith(b"%08d." % row):
             raise UserError(
                 f"{self._folder.where(shard.name)}: picture {row:08d} is not at {offset}, where the index says; {REWRITE}"
             )
-        return data[HEADER:], f"{shard.name} picture {row:08d}"
+        content = data[HEADER:]
+        if zlib.crc32(content) != entry["crc32"]:
+            raise UserError(
+                f"{self._folder.where(shard.name)}: picture {row:08d} has other bytes than were written (CRC-32); {REWRITE}"
+            )
+        return content, f"{shard.name} picture {row:08d}"
 
     def expect(self, rows: Sequence[int]) -> None:
         """Read the pictures of ``rows`` at once, where that takes fewer requests to a remote folder."""
@@ -98,11 +107,3 @@ class JoinedRanges:
         """As of ``ShardRanges``; the rows are of one set."""
         part = bisect_right(self._begins, rows[0]) - 1
         self._parts[part].expect([row - self._begins[part] for row in rows])
-
-
-def _size(header: bytes) -> int:
-    """The length that a tar header tells; -1 where it tells none."""
-    try:
-        return int(header[124:136].strip(b" \0"), 8)
-    except ValueError:
-        return -1
