@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,31 +25,44 @@ def find_base(root: Path, *layouts: Sequence[str]) -> tuple[Path, Sequence[str]]
 
     Raises UserError that names what is missing and lists what was found.
     """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; --root is the folder that holds {_or(layouts)}")
-    below = sorted(entry for entry in root.iterdir() if entry.name != "__MACOSX" and entry.is_dir())
-    for places in ([root], below):
-        fits = [(place, layout) for place in places for layout in layouts if not _missing(place, layout)]
-        if len(fits) > 1:
-            twice = " and ".join(str(place / layout[0]) for place, layout in fits)
-            raise UserError(f"{root}: holds the set twice, as {twice}; give the folder of one as --root")
-        if fits:
-            return fits[0]
+    holds = ", or ".join(", ".join(layout) for layout in layouts)
+    found = find_fit(root, lambda place: [layout for layout in layouts if not _missing(place, layout)], holds)
+    if found:
+        return found
     place, layout = min(
-        ((place, layout) for place in (root, *below) for layout in layouts), key=lambda fit: len(_missing(*fit)) / len(fit[1])
+        ((place, layout) for place in (root, *_below(root)) for layout in layouts),
+        key=lambda fit: len(_missing(*fit)) / len(fit[1]),
     )
     raise UserError(
         f"{place / _missing(place, layout)[0]}: missing (found in {place}: {found_in(place)}); --root is the folder that holds "
-        f"{_or(layouts)}"
+        f"{holds}"
     )
+
+
+def find_fit(root: Path, fits: Callable[[Path], Sequence[Sequence[str]]], holds: str) -> tuple[Path, Sequence[str]] | None:
+    """``root``, or else the folder directly below it, with the layout that ``fits`` finds in it; None where none fits.
+
+    ``holds`` tells people what to look for. Raises UserError where there is no ``root``, or where more than one fits.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; --root is the folder that holds {holds}")
+    for places in ([root], _below(root)):
+        found = [(place, layout) for place in places for layout in fits(place)]
+        if len(found) > 1:
+            twice = " and ".join(str(place / layout[0]) for place, layout in found[:2])
+            raise UserError(f"{root}: holds the set twice, as {twice}; give the folder of one as --root")
+        if found:
+            return found[0]
+    return None
+
+
+def _below(root: Path) -> list[Path]:
+    """An archive often unpacks to one more folder, and macOS puts one of its own beside it."""
+    return sorted(entry for entry in root.iterdir() if entry.name != "__MACOSX" and entry.is_dir())
 
 
 def _missing(place: Path, layout: Sequence[str]) -> list[str]:
     return [name for name in layout if not (place / name).exists()]
-
-
-def _or(layouts: Sequence[Sequence[str]]) -> str:
-    return ", or ".join(", ".join(layout) for layout in layouts)
 
 
 def found_in(folder: Path) -> str:

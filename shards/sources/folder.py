@@ -8,9 +8,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from shards.sources.files import found_in, is_picture_name, refuse
+from shards.sources.files import find_fit, found_in, is_picture_name, refuse
 from shards.sources.picture import UNKNOWN, Picture, Splits, reader
 from vmreid.data.manifest import SPLITS
 from vmreid.errors import UserError
@@ -18,6 +19,7 @@ from vmreid.errors import UserError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 COLUMNS = ("path", "id", "camera", "view", "split")
 NEEDED = ("path", "id")
+HELD = "one folder an identity, or train, query and gallery with those"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,15 @@ class _Row:
 def image_folder(root: Path, csv: Path | None = None) -> Splits:
     """One folder an identity, below ``train``, ``query`` and ``gallery``, or directly below ``root``; or a ``csv``.
 
-    Where nobody says the splits, the first half of the sorted identities trains, and of each other identity the first
-    picture of each camera that has more is a query (where none has more: its first picture). Hidden files do not count.
+    All this may lie in a folder below ``root``, but what a CSV lists. Where nobody says the splits, the first half of the
+    sorted identities trains, and of each other identity the first picture of each camera that has more is a query (where
+    none has more: its first picture). Hidden files do not count.
     The camera is the number behind ``c`` or ``cam`` in the file name (``0002_c1s1_000451.jpg``); where no picture has one,
     queries and gallery count as two cameras. The CSV has the columns path (below ``root``), id, camera, view, split; the
     last three may be missing.
     """
+    if csv is None:
+        root = _base(root)
     rows = list(_folder_rows(root) if csv is None else _csv_rows(root, csv))
     pids = {name: pid for pid, name in enumerate(sorted({row.identity for row in rows}))}
     if all(not row.split for row in rows):
@@ -57,10 +62,34 @@ def image_folder(root: Path, csv: Path | None = None) -> Splits:
     return splits
 
 
+def _base(root: Path) -> Path:
+    """``root``, or the folder directly below it that holds the identities."""
+    found = find_fit(root, _layouts, HELD)
+    if not found:
+        raise UserError(f"{root}: no folder with pictures in it (found {found_in(root)}); --root is the folder that holds {HELD}")
+    return found[0]
+
+
+def _layouts(place: Path) -> list[list[str]]:
+    """By what ``place`` holds a set: splits, else an identity, the first found with a picture, since there may be a million."""
+    if splits := _splits_in(place):
+        return [splits]
+    with os.scandir(place) as entries:
+        return list(islice(([entry.name] for entry in entries if entry.is_dir() and _pictures_in(entry.path)), 1))
+
+
+def _splits_in(place: Path) -> list[str]:
+    return [name for name in SPLITS if (place / name).is_dir()]
+
+
+def _pictures_in(folder: str) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if is_picture_name(entry.name, SUFFIXES) and entry.is_file())
+
+
 def _folder_rows(root: Path) -> Iterator[_Row]:
     """Sorted by split, identity and name."""
-    named = [name for name in SPLITS if (root / name).is_dir()]
-    for split in SPLITS if named else ("",):
+    for split in SPLITS if _splits_in(root) else ("",):
         folder = root / split
         if not folder.is_dir():
             raise UserError(
@@ -69,9 +98,7 @@ def _folder_rows(root: Path) -> Iterator[_Row]:
         with os.scandir(folder) as entries:
             identities = sorted(entry.name for entry in entries if entry.is_dir())
         for identity in identities:
-            with os.scandir(os.path.join(folder, identity)) as entries:
-                names = sorted(entry.name for entry in entries if is_picture_name(entry.name, SUFFIXES) and entry.is_file())
-            for name in names:
+            for name in _pictures_in(os.path.join(folder, identity)):
                 yield _Row(f"{split}/{identity}/{name}" if split else f"{identity}/{name}", identity, _camera(name), None, split)
 
 

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from shards.sources.files import find_base, read_lines
 from shards.sources.picture import Picture, Splits, reader
 from vmreid.errors import UserError
 
@@ -17,26 +18,20 @@ def vehicle_khoa(root: Path) -> Splits:
 
     An identity is the pair (type, number): numbers repeat between types.
     """
+    base, _ = find_base(root, ("images", "train.txt", "val.txt", "test.txt"))
     identities: dict[tuple[str, int], list[tuple[str, str, int]]] = defaultdict(list)
     for listed, part in (("train", "train"), ("val", "train"), ("test", "test")):
-        for name in _list(root, listed):
+        for name in read_lines(base / f"{listed}.txt", "the set comes with it"):
             match = KHOA_NAME.match(name)
             if not match:
-                raise UserError(f"{root / listed}.txt: {name} is not TYPE_NUMBER_camN.jpg; take the list as published")
+                raise UserError(f"{base / listed}.txt: {name} is not TYPE_NUMBER_camN.jpg; take the list as published")
             identities[match[1], int(match[2])].append((part, name, int(match[3])))
     splits: Splits = {"train": [], "query": [], "gallery": []}
     for pid, key in enumerate(sorted(identities)):
         for part, name, camera in sorted(identities[key]):
             split = "train" if part == "train" else "query" if camera == 1 else "gallery"
-            path = root / "images" / part / name
+            path = base / "images" / part / name
             if not path.is_file():
-                raise UserError(f"{path}: listed but missing; the copy at {root} is not whole")
+                raise UserError(f"{path}: listed but missing; the copy at {base} is not whole")
             splits[split].append(Picture(pid, camera, name, reader(path)))
     return splits
-
-
-def _list(root: Path, part: str) -> list[str]:
-    path = root / f"{part}.txt"
-    if not path.is_file():
-        raise UserError(f"{path}: missing; --root is the folder that holds train.txt, val.txt, test.txt and images/")
-    return path.read_text().split()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,8 @@ def test_folder_without_cameras(tmp_path: Path, call: Call, names: tuple[str, ..
         (("train/1/1_c1.jpg", "query/2/2_c2.jpg", "gallery/2/2.gif.txt"), "no pictures for gallery"),
         (("train/1/1_c1.jpg", "query/2/2_c2.jpg"), "gallery: no such folder (beside it: query, train)"),
         (("query/1/1_c1.jpg", "gallery/1/1_c2.jpg"), "train: no such folder (beside it: gallery, query)"),
-        (("1.jpg",), "no pictures for train"),
+        (("1.jpg",), "no folder with pictures in it (found 1.jpg); --root is the folder that holds one folder an identity"),
+        (("a/1/1_c1.jpg", "b/1/1_c1.jpg"), "holds the set twice, as "),
         (("1/1_c1.jpg",), "no pictures for train"),
     ],
 )
@@ -73,6 +75,24 @@ def test_folders_that_are_refused(tmp_path: Path, call: Call, names: tuple[str, 
     line = refusal(call, layout(tmp_path / "in", *names), tmp_path / "out")
     assert told in line
     assert str(tmp_path / "in") in line
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/1/1_c1.jpg", "query/2/2_c1.jpg", "gallery/2/2_c2.jpg"),
+        ("1/1_c1_0.jpg", "2/2_c1_0.jpg", "2/2_c1_1.jpg", "2/2_c2_0.jpg"),
+    ],
+)
+def test_folder_in_a_folder(tmp_path: Path, call: Call, names: tuple[str, ...]) -> None:
+    """As an archive unpacks; macOS adds a folder of its own."""
+    root = layout(tmp_path / "flat/in", *names)
+    flat = write_folder(call, root, tmp_path / "out")
+    shutil.copytree(root, tmp_path / "nested/in/name")
+    layout(tmp_path / "nested/in/__MACOSX", *names)
+    (tmp_path / "nested/in/read.me").write_text("no picture")
+    nested = write_folder(call, tmp_path / "nested/in", tmp_path / "nested_out")
+    assert read_manifest(nested) == read_manifest(flat)
 
 
 @pytest.mark.parametrize("source", ["image_folder", "vehicle_khoa"])
@@ -92,9 +112,10 @@ def khoa(root: Path, missing: str = "") -> Path:
     return root
 
 
-def test_vehicle_set(tmp_path: Path, call: Call) -> None:
-    root = khoa(tmp_path / "in")
-    out = write_folder(call, root, tmp_path / "out", "vehicle_khoa")
+@pytest.mark.parametrize("nesting", ["", "Vehicle-Re-ID-Dataset-main"])
+def test_vehicle_set(tmp_path: Path, call: Call, nesting: str) -> None:
+    root = khoa(tmp_path / "in" / nesting)
+    out = write_folder(call, tmp_path / "in", tmp_path / "out", "vehicle_khoa")
     found = pictures_of(out)
     # Pids count (type, number) sorted: bus 3, car 1, 3, 20, motorcycle 12, truck 1.
     assert cameras_of(out, "train") == [(pid, camera) for pid in (0, 1, 2, 4) for camera in (1, 2)]
@@ -112,7 +133,7 @@ def test_vehicle_set_that_is_not_whole(tmp_path: Path, call: Call) -> None:
     root = khoa(tmp_path / "in", missing="car_20_cam2.jpg")
     assert "images/test/car_20_cam2.jpg: listed but missing" in refusal(call, root, tmp_path / "out", "vehicle_khoa")
     (root / "val.txt").unlink()
-    assert "val.txt: missing; --root is the folder that holds" in refusal(call, root, tmp_path / "out", "vehicle_khoa")
+    assert "val.txt: missing (found in" in refusal(call, root, tmp_path / "out", "vehicle_khoa")
 
 
 def test_vehicle_lists_that_are_wrong(tmp_path: Path, call: Call) -> None:
