@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 STALL_SECONDS = 1.5
-Fault = Callable[[str, int], str | None]  # file and how often it was asked for this range: drop, truncate, stall, drip, a status
+# file and how often it was asked for this range: drop, truncate, short, stall, drip, a status
+Fault = Callable[[str, int], str | None]
 
 
 @dataclass
@@ -76,6 +77,8 @@ def served(folder: Path, **settings: Any) -> Iterator[Web]:
             self.answer(206 if wanted else 200, content, headers, fault)
 
         def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None, fault: str | None = None) -> None:
+            if fault == "short":
+                body = body[: len(body) // 2]  # with a Content-Length that is so
             self.send_response(status)
             for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
                 self.send_header(key, value)
@@ -87,7 +90,7 @@ def served(folder: Path, **settings: Any) -> Iterator[Web]:
                         self.wfile.flush()
                         time.sleep(0.05)
                     return
-                self.wfile.write(body[: len(body) // 2] if fault else body)
+                self.wfile.write(body[: len(body) // 2] if fault in ("truncate", "stall") else body)
                 if fault == "stall":
                     self.wfile.flush()
                     time.sleep(STALL_SECONDS)
