@@ -50,5 +50,6 @@ class Reporter:
         if now - self._last_line >= SECONDS_BETWEEN_LINES or self.done == self.total:
             self._last_line = now
             left = (now - self._begin) / (self.done - self._done_at_begin) * (self.total - self.done)
-            eta = f"  {left / 60:.0f}m{left % 60:02.0f}s left" if self.done < self.total else ""
+            minutes, seconds = divmod(round(left), 60)
+            eta = f"  {minutes}m{seconds:02}s left" if self.done < self.total else ""
             print(f"{self.label} {self.done}/{self.total}  {text}{eta}".rstrip(), file=sys.stderr, flush=True)
