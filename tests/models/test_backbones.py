@@ -21,13 +21,18 @@ from vmreid.recipes.schema import Model
 
 SIZE = (48, 64)  # 3 x 4 patches
 PATCHES = 12
-VITS, MAMBAS = ("VIT-T", "VIT-S", "VIT-B"), ("MAMBA-S", "MAMBA-V2")
+VITS = ("VIT-T", "VIT-S", "VIT-B", "DINOV2-S", "DINOV2-B")
+VMAMBAS, VIMS = ("VMAMBA-T", "VMAMBA-S", "VMAMBA-B", "VMAMBA-T-V0"), ("VIM-T", "VIM-S")
 SMALL = {
     **{name: Model(backbone=name, dim=32, depth=2, heads=2) for name in VITS},
+    **{name: Model(backbone=name, dim=8, depth=1) for name in VMAMBAS},
+    **{name: Model(backbone=name, dim=32, depth=2, d_state=4) for name in VIMS},
     "MAMBA-S": Model(backbone="MAMBA-S", dim=32, depth=2, heads=2),
     "MAMBA-V2": Model(backbone="MAMBA-V2", dim=32, depth=2, d_state=4),
 }
-
+FEATURES = {name: 64 if name in VMAMBAS else 32 for name in SMALL}  # three times doubled in VMamba
+REAL = {"VIT-T": 192, "VIT-S": 384, "VIT-B": 768, "DINOV2-S": 384, "MAMBA-S": 384, "MAMBA-V2": 384}
+REAL |= {"VMAMBA-T": 768, "VMAMBA-T-V0": 768, "VIM-T": 192}  # the others differ in numbers alone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,10 +74,10 @@ def check_gradients(backbone: Backbone, dim: int) -> None:
 
 @pytest.mark.parametrize("name", BACKBONES)
 def test_small_shape_and_a_gradient_at_every_parameter(name: str) -> None:
-    check_gradients(build(SMALL[name]), 32)
+    check_gradients(build(SMALL[name]), FEATURES[name])
 
 
-@pytest.mark.parametrize(("name", "dim"), zip((*VITS, *MAMBAS), (192, 384, 768, 384, 384), strict=True))
+@pytest.mark.parametrize(("name", "dim"), REAL.items())
 def test_real_shape_and_a_gradient_at_every_parameter(name: str, dim: int) -> None:
     check_gradients(real(name), dim)
 
@@ -152,7 +157,7 @@ def test_heads_change_features_and_no_parameter(name: str) -> None:
     assert not torch.allclose(one(pictures()), two(pictures()), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", REAL)
 def test_linear_and_patch_weights_and_tokens_start_normal_with_deviation_0_02(name: str) -> None:
     backbone = real(name)
     weights = {
@@ -167,8 +172,9 @@ def test_linear_and_patch_weights_and_tokens_start_normal_with_deviation_0_02(na
         assert weight.std().item() == pytest.approx(0.02, rel=error), key
         assert abs(weight.mean().item()) < 0.02 * error, key
         assert (weight.abs() < 0.02).double().mean().item() == pytest.approx(0.683, abs=error), key  # uniform: 0.577
-    (token,) = (p for key, p in backbone.named_parameters() if key.endswith("cls_token"))
-    assert token.std().item() == pytest.approx(0.02, rel=0.25)
+    tokens = [p for key, p in backbone.named_parameters() if key.endswith("cls_token")]
+    assert len(tokens) == int(name not in VMAMBAS)
+    assert all(token.std().item() == pytest.approx(0.02, rel=0.25) for token in tokens)
     zero = [key for key, p in backbone.named_parameters() if key.endswith("bias") and "dt_" not in key and "convolve" not in key]
     assert all(not backbone.get_parameter(key).any() for key in zero)
 
@@ -288,7 +294,7 @@ def test_mamba_s_is_gated_softmax_attention(heads: int) -> None:
 
 @pytest.mark.parametrize("name", BACKBONES)
 @torch.no_grad()
-def test_every_patch_reaches_the_class_token(name: str) -> None:
+def test_every_patch_reaches_the_feature(name: str) -> None:
     backbone = build(SMALL[name]).double().eval()
     image_CHW = pictures(1)[0].double()
     changed_BCHW = image_CHW.repeat(PATCHES + 1, 1, 1, 1)  # the last one stays as it is
@@ -303,12 +309,13 @@ def test_every_patch_reaches_the_class_token(name: str) -> None:
 @pytest.mark.parametrize("size", [(64, 32), (32, 64), (16, 16), (80, 48)])
 @torch.no_grad()
 def test_any_size_that_patches_tile(name: str, size: tuple[int, int]) -> None:
-    assert build(SMALL[name], size=size)(pictures(3, size)).shape == (3, 32)
+    assert build(SMALL[name], size=size)(pictures(3, size)).shape == (3, FEATURES[name])
 
 
+@pytest.mark.parametrize("name", ["MAMBA-V2", "VMAMBA-T", "VIM-T"])
 @torch.no_grad()
-def test_scan_backends_give_the_same_features() -> None:
-    torch_scan, reference = (build(SMALL["MAMBA-V2"], scan_backend=name) for name in ("torch", "reference"))
+def test_scan_backends_give_the_same_features(name: str) -> None:
+    torch_scan, reference = (build(SMALL[name], scan_backend=backend) for backend in ("torch", "reference"))
     torch.testing.assert_close(torch_scan(pictures()), reference(pictures()), rtol=1e-4, atol=1e-5)
 
 
@@ -324,7 +331,7 @@ def test_the_random_state_decides_the_start(name: str) -> None:
     [
         ({"backbone": "VIT_S"}, r"^backbone VIT_S: unknown; .*VIT-B.*did you mean VIT-S\?$"),
         ({"backbone": "mamba-v2"}, r"^backbone mamba-v2: unknown; .*did you mean MAMBA-V2\?$"),
-        ({"backbone": "resnet"}, r"^backbone resnet: unknown; the backbones are VIT-T, VIT-S, VIT-B, MAMBA-S, MAMBA-V2$"),
+        ({"backbone": "resnet"}, rf"^backbone resnet: unknown; the backbones are {', '.join(BACKBONES)}$"),
         ({"backbone": "VIT-S", "d_state": 8}, r"^model\.d_state 8: VIT-S has no such setting; leave it out$"),
         ({"backbone": "VIT-S", "expand": 3}, r"^model\.expand 3: VIT-S has no such setting"),
         ({"backbone": "MAMBA-S", "d_state": 8}, r"^model\.d_state 8: MAMBA-S has no such setting"),
@@ -332,6 +339,8 @@ def test_the_random_state_decides_the_start(name: str) -> None:
         ({"backbone": "VIT-S", "heads": 5}, r"^model\.heads 5: must divide the 384 channels$"),
         ({"backbone": "MAMBA-S", "heads": 5}, r"^model\.heads 5: must divide the 768 channels$"),
         ({"backbone": "VIT-S", "dim": 32}, r"^model\.heads 6: must divide the 32 channels$"),
+        ({"backbone": "VMAMBA-T", "patch": 8}, r"^model\.patch 8: VMAMBA-T has no such setting; leave it out$"),
+        ({"backbone": "VIM-T", "heads": 4}, r"^model\.heads 4: VIM-T has no such setting"),
         ({"backbone": "VIT-S", "weights": "no.pth"}, r"^model\.weights no\.pth: no such file"),
     ],
 )

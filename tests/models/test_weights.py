@@ -106,7 +106,7 @@ def test_weights_of_another_patch_are_resized_and_named(tmp_path: Path) -> None:
     given, backbone = build((32, 32), SMALL.model_copy(update={"patch": 8})), build((32, 32), SMALL)
     path = tmp_path / "patch8.pth"
     torch.save(given.vit.state_dict(), path)
-    assert "resized: pos_embed, patch_embed.proj.weight, left: none" in load_weights(backbone, path)
+    assert "resized: patch_embed.proj.weight, pos_embed, left: none" in load_weights(backbone, path)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ SGD = Optim(name="sgd", lr=0.1, weight_decay=0.02, momentum=0.8, warmup_epochs=0
 
 
 def small_model(backbone: str) -> ReIDModel:
-    heads = {} if backbone == "MAMBA-V2" else {"heads": 2}
+    heads = {"heads": 2} if BACKBONES[backbone].heads else {}
     return ReIDModel(build_backbone(Model(backbone=backbone, dim=32, depth=1, **heads), (32, 32), "torch"), 5, HALF, HALF)
 
 

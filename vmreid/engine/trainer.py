@@ -25,7 +25,7 @@ from vmreid.engine.memory import peak_bytes
 from vmreid.engine.prepare import Plan, identity_batches
 from vmreid.engine.start import make_engine
 from vmreid.engine.training_module import StepResult, TrainingModule
-from vmreid.models import ReIDModel, build_backbone
+from vmreid.models import BACKBONES, ReIDModel, build_backbone
 from vmreid.models.registry import load_weights
 from vmreid.optim import build_optimizer, learning_rate
 from vmreid.precision import computes_bf16
@@ -136,7 +136,7 @@ class Trainer:
             f"{self.place.world} ranks x {self.accumulation} accumulation steps",
             f"{self.steps} steps = {recipe.train.epochs} epochs x {self.steps_per_epoch}, from step {self.step}",
             f"DeepSpeed ZeRO-{zero_stage(plan.deepspeed)}, {precision}, on {self.place.device} ({plan.deepspeed_path})",
-            *([f"selective scan: {plan.scan_reason}"] if recipe.model.backbone == "MAMBA-V2" else []),
+            *([f"selective scan: {plan.scan_reason}"] if BACKBONES[recipe.model.backbone].d_state else []),
         ]
 
 

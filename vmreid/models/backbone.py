@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
+
+from vmreid.errors import UserError
+from vmreid.run_folder import WEIGHTS
 
 
 class Backbone(nn.Module):
     """A module from normalised pictures [B, 3, height, width] to features [B, dim]."""
 
     dim: int
+
+    def load_published(self, state: dict[str, torch.Tensor], name: str) -> str:
+        """Load a published state dict from the file ``name``, and return a one-line report of what was matched.
+
+        Raises UserError where it does not fit; then nothing has been loaded.
+        """
+        raise UserError(
+            f"{name}: is no vmreid run's {WEIGHTS}, and no published weights are known for {type(self).__name__}; give a "
+            "run's folder, or null to start from scratch"
+        )

@@ -31,6 +31,11 @@ def log_state_decay(channels: int, states: int) -> torch.Tensor:
     return torch.arange(1, states + 1, dtype=torch.float32).log().repeat(channels, 1)
 
 
+def decay_rates(A_log_DN: torch.Tensor) -> torch.Tensor:
+    """A = -exp(A_log), [channels, states], in fp32 at least: bf16 knows less than three digits of it."""
+    return -torch.exp(A_log_DN.to(torch.promote_types(A_log_DN.dtype, torch.float32)))
+
+
 def delta_bias(channels: int) -> torch.Tensor:
     """softplus^-1(exp U[log 1e-3, log 1e-1]), [channels]: step sizes over two decades (Mamba, arXiv 2312.00752, section 3.6)."""
     low, high = map(math.log, DELTA_RANGE)

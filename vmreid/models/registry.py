@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from vmreid.errors import UserError
 from vmreid.models.backbone import Backbone
 from vmreid.models.mamba_s import MambaS
 from vmreid.models.mamba_v2 import MambaV2
+from vmreid.models.vim import Vim
 from vmreid.models.vit import ViT
+from vmreid.models.vmamba import vmamba
 from vmreid.recipes.load import suggestion
 from vmreid.recipes.schema import Model
 from vmreid.run_folder import WEIGHTS, RunFolder
@@ -24,7 +28,10 @@ OWN = "backbone."  # how a run's weights file names the backbone's tensors
 
 @dataclass(frozen=True)
 class Definition:
-    """What a backbone's name stands for; the recipe may change the fields that are not None."""
+    """What a backbone's name stands for; the recipe may change the fields that are not None.
+
+    ``dim`` and ``depth`` of a VMAMBA are those of ``vmamba``: channels of its first stage, blocks of its third.
+    """
 
     family: Callable[..., Backbone]
     dim: int
@@ -32,14 +39,24 @@ class Definition:
     heads: int | None = None
     expand: int | None = None
     d_state: int | None = None
+    patches: bool = True  # whether pictures are cut into patches of model.patch
 
 
+DINO = partial(ViT, layer_scale=1e-5)
 BACKBONES = {
     "VIT-T": Definition(ViT, dim=192, depth=12, heads=3),
     "VIT-S": Definition(ViT, dim=384, depth=12, heads=6),
     "VIT-B": Definition(ViT, dim=768, depth=12, heads=12),
+    "DINOV2-S": Definition(DINO, dim=384, depth=12, heads=6),
+    "DINOV2-B": Definition(DINO, dim=768, depth=12, heads=12),
     "MAMBA-S": Definition(MambaS, dim=384, depth=8, heads=1, expand=2),
     "MAMBA-V2": Definition(MambaV2, dim=384, depth=8, expand=2, d_state=16),
+    "VMAMBA-T": Definition(vmamba, dim=96, depth=8, expand=1, d_state=1, patches=False),
+    "VMAMBA-S": Definition(vmamba, dim=96, depth=15, expand=2, d_state=1, patches=False),
+    "VMAMBA-B": Definition(vmamba, dim=128, depth=15, expand=2, d_state=1, patches=False),
+    "VMAMBA-T-V0": Definition(partial(vmamba, vanilla=True), dim=96, depth=9, expand=2, d_state=16, patches=False),
+    "VIM-T": Definition(Vim, dim=192, depth=24, expand=2, d_state=16),
+    "VIM-S": Definition(Vim, dim=384, depth=24, expand=2, d_state=16),
 }
 
 
@@ -54,6 +71,8 @@ def check_backbone(model: Model) -> None:
     for field in ("heads", "expand", "d_state"):
         if getattr(model, field) is not None and getattr(definition, field) is None:
             raise UserError(f"model.{field} {getattr(model, field)}: {model.backbone} has no such setting; leave it out")
+    if not definition.patches and model.patch != Model.model_fields["patch"].default:
+        raise UserError(f"model.patch {model.patch}: {model.backbone} has no such setting; leave it out")
     if model.weights is not None:
         weights_file(model.weights)
     values = resolved(model)
@@ -87,10 +106,12 @@ def resolved(model: Model) -> dict[str, int]:
 def build_backbone(model: Model, image_size: tuple[int, int], scan_backend: str) -> Backbone:
     """The backbone, initialised from torch's current random state, without published weights.
 
-    ``scan_backend``: as ``vmreid.kernels.choose_backend`` returned it; used by SS2D alone.
+    ``scan_backend``: as ``vmreid.kernels.choose_backend`` returned it; used by what has a ``d_state``.
     """
     check_backbone(model)
-    settings: dict[str, int | str] = {**resolved(model), "patch": model.patch}
+    settings: dict[str, int | str] = {**resolved(model)}
+    if BACKBONES[model.backbone].patches:
+        settings["patch"] = model.patch
     if "d_state" in settings:
         settings["scan_backend"] = scan_backend
     return BACKBONES[model.backbone].family(image_size, **settings)
@@ -106,7 +127,8 @@ def load_weights(backbone: Backbone, path: Path) -> str:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([Namespace]):  # training's options, which many files hold beside the weights
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path}: not readable as weights ({str(error).splitlines()[0]}); give a plain state dict") from None
     for wrapper in ("model", "state_dict"):
@@ -115,11 +137,6 @@ def load_weights(backbone: Backbone, path: Path) -> str:
         raise UserError(f"{path}: is not a state dict, names with tensors and nothing else; give a plain state dict")
     if any(name.startswith(OWN) for name in state):
         return _load_own(backbone, state, path)
-    if not isinstance(backbone, ViT):
-        raise UserError(
-            f"{path}: is no vmreid run's {WEIGHTS}, and no published weights are known for {type(backbone).__name__}; give a "
-            "run's folder, or null to start from scratch"
-        )
     return backbone.load_published(state, path.name)
 
 

@@ -25,12 +25,12 @@ class Model(Section):
 
     backbone: str
     weights: str | None = None  # published weights or a run's folder to start from; None: from scratch
-    dim: Positive | None = None
-    depth: Positive | None = None
+    dim: Positive | None = None  # channels; VMAMBA: those of its first stage
+    depth: Positive | None = None  # blocks; VMAMBA: those of its third stage
     heads: Positive | None = None  # attention backbones only
-    d_state: Positive | None = None  # SS2D backbones only
-    expand: Positive | None = None  # MAMBA backbones only: inner channels a channel
-    patch: Positive = 16
+    d_state: Positive | None = None  # backbones with a selective scan only
+    expand: Positive | None = None  # MAMBA, VMAMBA, VIM only: inner channels a channel
+    patch: Positive = 16  # all but VMAMBA
     scan_backend: Literal["auto", "reference", "torch", "mamba_ssm"] = "auto"
 
     def from_scratch(self) -> Self:

@@ -1,0 +1,118 @@
+"""Vim: bidirectional Mamba blocks over a row of tokens, the class token in its middle (Zhu et al. 2024, arXiv 2401.09417)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vmreid.kernels import selective_scan
+from vmreid.models.backbone import Backbone
+from vmreid.models.initialise import decay_rates, delta_bias, initialise_weights, log_state_decay
+from vmreid.models.published import State, load_exactly, resize_positions
+from vmreid.models.vim_names import own_names
+
+DIRECTIONS = 2
+CONVOLUTION = 4  # tokens that the causal convolution sees, itself and three before it
+
+
+class BidirectionalMamba(nn.Module):
+    """y = W_out (SiLU(z) * (forwards(x) + backwards(x)) / 2), each direction a causal convolution, SiLU and a selective scan.
+
+    Directions have their own convolution, x_proj, dt_proj, A and D; K·D channels are laid out direction by direction.
+    """
+
+    no_weight_decay = ("A_log", "D", "dt_bias")
+
+    def __init__(self, dim: int, expand: int, d_state: int, scan_backend: str) -> None:
+        super().__init__()
+        inner, rank = expand * dim, math.ceil(dim / 16)
+        channels = DIRECTIONS * inner
+        self.splits, self.scan_backend = [rank, d_state, d_state], scan_backend
+        self.project_in = nn.Linear(dim, 2 * inner, bias=False)
+        self.convolve = nn.Conv1d(channels, channels, CONVOLUTION, groups=channels, padding=CONVOLUTION - 1)
+        self.x_proj_KED = nn.Parameter(nn.init.trunc_normal_(torch.empty(DIRECTIONS, sum(self.splits), inner), std=0.02))
+        self.dt_proj_KDR = nn.Parameter(torch.empty(DIRECTIONS, inner, rank).uniform_(-(rank**-0.5), rank**-0.5))
+        self.dt_bias = nn.Parameter(delta_bias(channels))
+        self.A_log = nn.Parameter(log_state_decay(channels, d_state))
+        self.D = nn.Parameter(torch.ones(channels))
+        self.project_out = nn.Linear(inner, dim, bias=False)
+
+    def forward(self, tokens_BLC: torch.Tensor) -> torch.Tensor:
+        """[B, L, dim] to the same shape."""
+        x_BDL, z_BDL = self.project_in(tokens_BLC).transpose(1, 2).chunk(2, dim=1)
+        u_BDL = self.convolve(torch.cat([x_BDL, x_BDL.flip(2)], dim=1))[..., : x_BDL.shape[2]]
+        ahead_BDL, back_BDL = self._scan(torch.unflatten(F.silu(u_BDL), 1, (DIRECTIONS, -1))).chunk(2, dim=1)
+        y_BDL = (ahead_BDL + back_BDL.flip(2)) * F.silu(z_BDL) / 2
+        out_BLC: torch.Tensor = self.project_out(y_BDL.transpose(1, 2))
+        return out_BLC
+
+    def _scan(self, u_BKDL: torch.Tensor) -> torch.Tensor:
+        dtype = u_BKDL.dtype
+        low_BKEL = torch.einsum("ked,bkdl->bkel", self.x_proj_KED.to(dtype), u_BKDL)
+        low_BKRL, B_BKNL, C_BKNL = torch.split(low_BKEL, self.splits, dim=2)
+        delta_BKDL = torch.einsum("kdr,bkrl->bkdl", self.dt_proj_KDR.to(dtype), low_BKRL.to(dtype))
+        return selective_scan(
+            u_BKDL.flatten(1, 2), delta_BKDL.flatten(1, 2), decay_rates(self.A_log), B_BKNL, C_BKNL, self.D, self.dt_bias,
+            backend=self.scan_backend,
+        )  # fmt: skip
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + 1e-5) · weight over the last axis (arXiv 1910.07467): computed as x is, returned as the weight is."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x_BLC: torch.Tensor) -> torch.Tensor:
+        scale_BL1 = torch.rsqrt(x_BLC.square().mean(dim=-1, keepdim=True) + 1e-5)
+        return (x_BLC * scale_BL1 * self.weight.to(x_BLC.dtype)).to(self.weight.dtype)
+
+
+class Vim(Backbone):
+    """Patch tokens, ``depth`` pre-norm blocks on a residual that stays fp32, final norm; the feature is the class token.
+
+    The class token stands before patch L // 2, and has its position there.
+    """
+
+    no_weight_decay = ("cls_token", "pos_embed")
+
+    def __init__(
+        self, image_size: tuple[int, int], patch: int, dim: int, depth: int, expand: int, d_state: int, scan_backend: str
+    ) -> None:
+        super().__init__()
+        self.dim, self.grid = dim, (image_size[0] // patch, image_size[1] // patch)
+        patches = math.prod(self.grid)
+        self.middle = patches // 2
+        self.project = nn.Conv2d(3, dim, kernel_size=patch, stride=patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, dim))
+        self.norms = nn.ModuleList(RMSNorm(dim) for _ in range(depth))
+        self.blocks = nn.ModuleList(BidirectionalMamba(dim, expand, d_state, scan_backend) for _ in range(depth))
+        self.norm = RMSNorm(dim)
+        initialise_weights(self)
+
+    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """[B, 3, height, width], normalised, to features [B, dim]."""
+        patches_BLC = self.project(image_BCHW).flatten(2).transpose(1, 2)
+        cls_B1C = self.cls_token.expand(len(patches_BLC), -1, -1).to(patches_BLC.dtype)
+        x_BLC = torch.cat([patches_BLC[:, : self.middle], cls_B1C, patches_BLC[:, self.middle :]], dim=1) + self.pos_embed
+        x_BLC = x_BLC.to(torch.promote_types(x_BLC.dtype, torch.float32))
+        for norm, block in zip(self.norms, self.blocks, strict=True):
+            x_BLC = x_BLC + block(norm(x_BLC))
+        feature_BC: torch.Tensor = self.norm(x_BLC[:, self.middle])
+        return feature_BC
+
+    def load_published(self, state: State, name: str) -> str:
+        """Load Vim's own state dict, positions resized to this image size; the classifier is left out. As ``load_exactly``.
+
+        The class token's position is the middle one, as training had it; Vim's own loader takes the first for it.
+        """
+        given = own_names(state)
+        left = [key for key in given if key.startswith("head.")]
+        given = {key: value for key, value in given.items() if key not in left}
+        resized = resize_positions(given, self.grid, middle=True)
+        return load_exactly(self, given, name, resized=resized, left=left)
