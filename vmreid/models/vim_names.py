@@ -32,14 +32,15 @@ def own_names(state: State) -> State:
 
     What lacks its other direction, or has it in another shape, keeps its published name, by which ``load_exactly`` tells of it.
     """
-    given = dict(state)
+    given, renamed = dict(state), State()
     for prefix in {key[: key.index(".mixer.") + len(".mixer.")] for key in state if ".mixer." in key}:
         for published, own in _DIRECTED.items():
             ahead, back = (prefix + published.format(direction) for direction in ("", "_b"))
             if ahead in given and back in given and given[ahead].shape == given[back].shape:
                 pair = torch.stack([given.pop(ahead), given.pop(back)])
                 given[prefix + own] = pair if own.endswith(("KED", "KDR")) else pair.reshape(-1, *pair.shape[2:])
-    renamed = {}
+            else:
+                renamed |= {key: given.pop(key) for key in (ahead, back) if key in given}
     for key, value in given.items():
         for pattern, replacement in _NAMES:
             key = re.sub(pattern, replacement, key)
