@@ -23,6 +23,8 @@ SMALL = {
     "VIT-S": ["model.dim=48", "model.depth=2", "model.heads=3"],
     "MAMBA-S": ["model.dim=48", "model.depth=2"],
     "MAMBA-V2": ["model.dim=48", "model.depth=2", "model.d_state=4"],
+    "VMAMBA-T": ["model.dim=8", "model.depth=1"],
+    "VIM-T": ["model.dim=48", "model.depth=2", "model.d_state=4"],
 }
 BASE = [
     "data.image_size=[64, 32]", "data.pictures_per_identity=2", "train.batch_size=12", "optim.warmup_epochs=0",
