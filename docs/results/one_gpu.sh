@@ -28,7 +28,7 @@ queue() {
         name=$1; shift; gpus=($GPUS)
         [ -f "$out/$name/metrics.json" ] && exit 0
         # a store each: so many runs would wait for one sqlite file
-        export CUDA_VISIBLE_DEVICES=${gpus[SLOT % ${#gpus[@]}]} MLFLOW_TRACKING_URI="sqlite:///$PWD/$out/log/${name//\//-}.db"
+        export CUDA_VISIBLE_DEVICES=${gpus[SLOT % ${#gpus[@]}]} MLFLOW_TRACKING_URI="sqlite:///$(realpath "$out")/log/${name//\//-}.db"
         { python -m launcher.train --out "$out/$name" --resume auto "$@" && python -m launcher.evaluate --run "$out/$name"; } \
             >"$out/log/${name//\//-}.log" 2>&1 || echo "$name failed: $(tail -1 "$out/log/${name//\//-}.log")"'
 }
