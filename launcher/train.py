@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> None:
     """All ranks."""
     parser = Parser(prog="python -m launcher.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
-    parser.add_argument("--recipe", default="note", help="name (note, demo) or YAML file; default: note")
+    parser.add_argument("--recipe", help="name such as note, or YAML file; default: the run's own on a resume, else note")
     for flag, key in FLAGS.items():
         parser.add_argument(flag, help=f"{key} of the recipe")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="any other value of the recipe")
@@ -73,18 +73,21 @@ def _prepare(given: object, world: int) -> tuple[Plan, MlflowRun]:
     from vmreid.engine.prepare import prepare
     from vmreid.models.registry import check_backbone
     from vmreid.recipes import find_recipe, load_recipe
+    from vmreid.run_folder import RunFolder
     from vmreid.tracking import MlflowRun
 
     values = vars(given)
     flags = {key: (flag, values[flag[2:]]) for flag, key in FLAGS.items() if values[flag[2:]] is not None}
-    recipe = load_recipe(values["recipe"], flags, values["set"])
-    check_backbone(recipe.model)
     out: Path = values["out"]
+    resume, own = values["resume"] == "auto", RunFolder(out).recipe_file
+    name = values["recipe"] or (str(own) if resume and own.is_file() else "note")
+    recipe = load_recipe(name, flags, values["set"])
+    check_backbone(recipe.model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recipe = _with_data(recipe, out)
-    plan = prepare(recipe, find_recipe(values["recipe"]), out, values["resume"] == "auto", world, device)
-    name = out.name if recipe.model.backbone in out.name else f"{recipe.model.backbone} {out.name}"
-    return plan, MlflowRun(plan.folder, name, "launcher.train")
+    plan = prepare(recipe, find_recipe(name), out, resume, world, device)
+    title = out.name if recipe.model.backbone in out.name else f"{recipe.model.backbone} {out.name}"
+    return plan, MlflowRun(plan.folder, title, "launcher.train")
 
 
 def _with_data(recipe: Recipe, out: Path) -> Recipe:

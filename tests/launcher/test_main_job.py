@@ -138,6 +138,21 @@ def test_the_saved_recipe_repeats_the_run(project, ranks):
     assert digests[0] == digests[1]
 
 
+def test_a_resume_needs_no_word_of_what_the_run_has_said(project, ranks):
+    folder = project / "alone/VIT-S"
+    shutil.copytree(project / "runs/VIT-S", folder)
+    (folder / "mlflow.json").unlink()  # the other run keeps its own
+    (folder / "checkpoints/latest").write_text("step-000003\n")
+    ranks.run(2, command_on_ranks, "launcher.train", ["--out", "alone/VIT-S", "--resume", "auto"], project)
+    first, again = (read_json_lines(project / run / "VIT-S/log.jsonl") for run in ("runs", "alone"))
+    assert again == first
+    assert (folder / "checkpoints/latest").read_text() == "step-000004\n"
+    assert [path.name for path in folder.parent.iterdir()] == ["VIT-S"]  # no set was rendered beside it
+    words = ["--out", "alone/VIT-S", "--resume", "auto", "--recipe", "demo", "--data", "data"]
+    with pytest.raises(UserError, match=r"was trained with .*; resume with --out alone/VIT-S --resume auto alone"):
+        ranks.run(2, command_on_ranks, "launcher.train", words, project)
+
+
 def test_scores_do_not_depend_on_the_ranks_that_evaluate(project, ranks):
     before = json.loads((project / "runs/MAMBA-V2/metrics.json").read_text())
     ranks.run(1, command_on_ranks, "launcher.evaluate", ["--run", "runs/MAMBA-V2"], project)

@@ -57,6 +57,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     return compare_runs(runs, CPU)
 
 
+def test_each_measured_run_is_told(tmp_path, capsys):
+    compare_runs([write_run(tmp_path / "vit", "VIT-S", 0.375)], CPU)
+    assert capsys.readouterr().err.splitlines() == ["measuring 1/1  vit"]
+
+
 class Page(HTMLParser):
     """Table cells by line, texts of the warnings, and every address that a browser would fetch."""
 

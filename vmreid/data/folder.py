@@ -59,9 +59,7 @@ class LocalFolder:
             raise UserError(f"{self.path}: no such folder; --data takes a folder written by python -m shards.write, or its URL")
         if not (self.path / "manifest.json").is_file():
             found = ", ".join(sorted(entry.name for entry in self.path.iterdir())[:5]) or "nothing"
-            raise UserError(
-                f"{self.path}: no manifest.json in it (found {found}); write the set again with python -m shards.write"
-            )
+            raise UserError(f"{self.path}: no manifest.json in it (found {found}); write a set with python -m shards.write")
         return (self.path / "manifest.json").read_bytes()
 
     def open(self, file: str, size: int, digest: str) -> BufferedReader:

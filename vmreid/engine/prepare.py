@@ -103,7 +103,7 @@ def _prepare_folder(folder: RunFolder, recipe: Recipe, deepspeed: dict[str, Any]
         _check_same(folder, recipe)
         if folder.deepspeed_file.read_text() != text:
             raise UserError(
-                f"{folder.deepspeed_file}: differs from --deepspeed_config; resume with the same, or give a new --out"
+                f"{folder.deepspeed_file}: differs from --deepspeed_config; leave that out to resume, or give a new --out"
             )
         write_atomically(folder.recipe_file, dump_recipe(recipe))  # launcher.evaluate reads from it what may have changed
         return folder.latest()
@@ -119,7 +119,7 @@ def _check_same(folder: RunFolder, recipe: Recipe) -> None:
         if before.get(key) != now.get(key) and key not in (*MAY_CHANGE_ON_RESUME, "deepspeed_config"):
             raise UserError(
                 f"{folder.path}: was trained with {key} = {before.get(key)}, now it is {now.get(key)}; "
-                "resume with the same recipe, or give a new --out"
+                f"resume with --out {folder.path} --resume auto alone, or give a new --out"
             )
 
 

@@ -12,6 +12,7 @@ import torch
 from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
 from vmreid.models import build_backbone
+from vmreid.progress import Reporter
 from vmreid.report.measure import peak_bytes_per_picture, seconds_by_tokens
 from vmreid.run_folder import RunFolder
 from vmreid.timing import device_name, fitted_exponent
@@ -64,7 +65,11 @@ def compare_runs(folders: list[RunFolder], device: torch.device) -> Comparison:
             raise UserError(
                 f"{folder.path}: no step in log.jsonl; train it first with python -m launcher.train --out {folder.path}"
             )
-    rows = [_row(name, folder, metrics[name], logs[name], device) for name, folder in zip(names, folders, strict=True)]
+    rows = []
+    with Reporter("measuring", len(names)) as reporter:
+        for name, folder in zip(names, folders, strict=True):
+            rows.append(_row(name, folder, metrics[name], logs[name], device))
+            reporter.advance(name)
     floors: dict[str, dict[str, float]] = {}
     for name in names:
         for floor, scores in metrics[name]["baselines"].items():
