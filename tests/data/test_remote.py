@@ -121,6 +121,12 @@ def test_what_stays_unreadable(folder: Path, tmp_path: Path, status: str, reques
         assert len(web.asked("train-000002")) == requests  # known by now
 
 
+def test_a_set_that_is_not_there(folder: Path, tmp_path: Path) -> None:
+    with served(folder, fault=lambda name, times: "404") as web:
+        text = complaint(read_manifest, opened(web.url, tmp_path))
+    assert text == f"{web.url}/manifest.json: status 404; see that it is there and can be read"
+
+
 def test_no_server(tmp_path: Path) -> None:
     text = complaint(read_manifest, opened("http://127.0.0.1:9/set", tmp_path))
     assert text.startswith("http://127.0.0.1:9/set/manifest.json: ")

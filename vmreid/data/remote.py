@@ -51,8 +51,9 @@ def persistently(where: str, attempt: Callable[[], T]) -> T:
 
 
 def unreadable(where: str, reason: str) -> NoReturn:
-    """Raise Unreadable with the way out."""
-    raise Unreadable(f"{where}: {reason}; see that it is there and can be read, or train without it by data.skip_unreadable=true")
+    """Raise Unreadable with the way out. Training can do without a shard, not without manifest or index."""
+    without = ", or train without it by data.skip_unreadable=true" if where.endswith(".tar") else ""
+    raise Unreadable(f"{where}: {reason}; see that it is there and can be read{without}")
 
 
 class HttpStore:
