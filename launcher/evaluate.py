@@ -61,7 +61,9 @@ def _prepare(folder: RunFolder) -> tuple[EvaluationPlan, MlflowRun]:
     recipe = folder.recipe()
     checkpoint = folder.latest()
     if checkpoint is None:
-        raise UserError(f"{folder.path}: has no checkpoint yet; train on with launcher.train --out {folder.path} --resume auto")
+        raise UserError(
+            f"{folder.path}: has no checkpoint yet; train on with python -m launcher.train --out {folder.path} --resume auto"
+        )
     data = evaluation_set(recipe.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backend, _ = choose_backend(recipe.model.scan_backend, device)

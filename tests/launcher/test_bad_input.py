@@ -10,6 +10,7 @@ import pytest
 from tiny import set_words, write_set
 
 from launcher import compare, evaluate, train
+from vmreid.recipes import dump_recipe, load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,14 @@ def test_runs_that_are_none(call, main):
     Path("empty").mkdir()
     status, _, line = call(main, *words("empty"))
     assert (status, "it is no run" in line) == (2, True)
+
+
+def test_a_run_that_saved_nothing_yet(call):
+    Path("run").mkdir()
+    Path("run/recipe.yaml").write_text(dump_recipe(load_recipe("demo", {}, [])))
+    status, printed, line = call(evaluate.main, "--run", "run")
+    assert (status, printed) == (2, "")
+    assert line == "error: run: has no checkpoint yet; train on with python -m launcher.train --out run --resume auto"
 
 
 def test_an_unreachable_tracking_server(call, data, monkeypatch):
