@@ -3,13 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vmreid.kernels.cross_scan import cross_merge, cross_scan
+from vmreid.kernels.cross_scan import cross_merge, cross_scan, cross_scan_own
 
 
 def test_order_of_the_four_directions() -> None:
     x_BHWD = torch.tensor([[0, 1, 2], [3, 4, 5]]).view(1, 2, 3, 1)
     wanted_KL = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 3, 1, 4, 2, 5], [5, 4, 3, 2, 1, 0], [5, 2, 4, 1, 3, 0]])
     assert torch.equal(cross_scan(x_BHWD)[0, :, 0], wanted_KL)
+
+
+def test_each_direction_reads_a_map_of_its_own() -> None:
+    x_BHWKC = torch.arange(2 * 2 * 3 * 4 * 5).view(2, 2, 3, 4, 5)
+    wanted_BKCL = torch.stack([cross_scan(x_BHWKC[..., k, :])[:, k] for k in range(4)], dim=1)
+    assert torch.equal(cross_scan_own(x_BHWKC), wanted_BKCL)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (5, 4), (1, 7)])

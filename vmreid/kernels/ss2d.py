@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 from vmreid.kernels import selective_scan
-from vmreid.kernels.cross_scan import cross_merge, cross_scan
-
-DIRECTIONS = 4
+from vmreid.kernels.cross_scan import DIRECTIONS, cross_scan, cross_scan_own, cross_sum
 
 
 def ss2d(
@@ -26,16 +24,7 @@ def ss2d(
     directions reads them. softplus(delta + delta_bias) is taken here. ``backend`` is a name that ``choose_backend`` returned.
     """
     y_BDL = selective_scan(
-        cross_scan(x_BHWD).flatten(1, 2), _in_reading_order(delta_BHWKD).flatten(1, 2), A_KDN.flatten(0, 1),
-        _in_reading_order(B_BHWKN), _in_reading_order(C_BHWKN), D_KD.flatten(), delta_bias_KD.flatten(), backend=backend,
+        cross_scan(x_BHWD).flatten(1, 2), cross_scan_own(delta_BHWKD).flatten(1, 2), A_KDN.flatten(0, 1),
+        cross_scan_own(B_BHWKN), cross_scan_own(C_BHWKN), D_KD.flatten(), delta_bias_KD.flatten(), backend=backend,
     )  # fmt: skip
-    return cross_merge(torch.unflatten(y_BDL, 1, (DIRECTIONS, -1)), *x_BHWD.shape[1:3]) * DIRECTIONS
-
-
-def _in_reading_order(x_BHWKC: torch.Tensor) -> torch.Tensor:
-    """x_BKCL: of each direction its own values, in the order in which it reads."""
-    rows_BLKC, columns_BLKC = x_BHWKC.flatten(1, 2), x_BHWKC.transpose(1, 2).flatten(1, 2)
-    x_BKLC = torch.stack(
-        (rows_BLKC[:, :, 0], columns_BLKC[:, :, 1], rows_BLKC[:, :, 2].flip(1), columns_BLKC[:, :, 3].flip(1)), dim=1
-    )
-    return x_BKLC.transpose(2, 3)
+    return cross_sum(torch.unflatten(y_BDL, 1, (DIRECTIONS, -1)), *x_BHWD.shape[1:3])

@@ -9,12 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from vmreid.kernels import selective_scan
-from vmreid.kernels.cross_scan import cross_merge, cross_scan
+from vmreid.kernels.cross_scan import DIRECTIONS, cross_merge, cross_scan
 from vmreid.models.backbone import Backbone
 from vmreid.models.initialise import delta_bias, initialise_weights, log_state_decay
 from vmreid.models.tokens import PatchTokens
-
-DIRECTIONS = 4
 
 
 class SS2D(nn.Module):

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vmreid.kernels.ss2d import DIRECTIONS, ss2d
+from vmreid.kernels.cross_scan import DIRECTIONS
+from vmreid.kernels.ss2d import ss2d
 from vmreid.models.backbone import Backbone
 from vmreid.models.initialise import decay_rates, delta_bias, initialise_weights, log_state_decay
 from vmreid.models.published import State, load_exactly
