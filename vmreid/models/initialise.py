@@ -26,6 +26,16 @@ def initialise_weights(module: nn.Module) -> None:
             nn.init.trunc_normal_(parameter, std=WEIGHT_STD)
 
 
+def scan_projection(directions: int, outputs: int, inner: int) -> torch.Tensor:
+    """x_proj, from D channels to E inputs of the scan: truncated normal with standard deviation 0.02, [K, E, D]."""
+    return nn.init.trunc_normal_(torch.empty(directions, outputs, inner), std=WEIGHT_STD)
+
+
+def delta_projection(directions: int, inner: int, rank: int) -> torch.Tensor:
+    """dt_proj, from R numbers to the step size of each channel: U[-1, 1] / sqrt(R), [K, D, R] (Mamba's own start)."""
+    return torch.empty(directions, inner, rank).uniform_(-(rank**-0.5), rank**-0.5)
+
+
 def log_state_decay(channels: int, states: int) -> torch.Tensor:
     """A_log = log(1..N) for every channel, [channels, states] (S4D-real; Gu et al. 2022, arXiv 2206.11893, section 3.3)."""
     return torch.arange(1, states + 1, dtype=torch.float32).log().repeat(channels, 1)

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vmreid.kernels import selective_scan
 from vmreid.models.backbone import Backbone
-from vmreid.models.initialise import decay_rates, delta_bias, initialise_weights, log_state_decay
+from vmreid.models.directed_scan import DirectedScan
+from vmreid.models.initialise import initialise_weights
 from vmreid.models.published import State, load_exactly, resize_positions
 from vmreid.models.vim_names import own_names
 
@@ -18,46 +18,29 @@ DIRECTIONS = 2
 CONVOLUTION = 4  # tokens that the causal convolution sees, itself and three before it
 
 
-class BidirectionalMamba(nn.Module):
+class BidirectionalMamba(DirectedScan):
     """y = W_out (SiLU(z) * (forwards(x) + backwards(x)) / 2), each direction a causal convolution, SiLU and a selective scan.
 
-    Directions have their own convolution, x_proj, dt_proj, A and D; K·D channels are laid out direction by direction.
+    Directions have their own convolution too.
     """
-
-    no_weight_decay = ("A_log", "D", "dt_bias")
 
     def __init__(self, dim: int, expand: int, d_state: int, scan_backend: str) -> None:
         super().__init__()
-        inner, rank = expand * dim, math.ceil(dim / 16)
+        inner = expand * dim
         channels = DIRECTIONS * inner
-        self.splits, self.scan_backend = [rank, d_state, d_state], scan_backend
         self.project_in = nn.Linear(dim, 2 * inner, bias=False)
         self.convolve = nn.Conv1d(channels, channels, CONVOLUTION, groups=channels, padding=CONVOLUTION - 1)
-        self.x_proj_KED = nn.Parameter(nn.init.trunc_normal_(torch.empty(DIRECTIONS, sum(self.splits), inner), std=0.02))
-        self.dt_proj_KDR = nn.Parameter(torch.empty(DIRECTIONS, inner, rank).uniform_(-(rank**-0.5), rank**-0.5))
-        self.dt_bias = nn.Parameter(delta_bias(channels))
-        self.A_log = nn.Parameter(log_state_decay(channels, d_state))
-        self.D = nn.Parameter(torch.ones(channels))
+        self.add_scan(DIRECTIONS, dim, inner, d_state, scan_backend)
         self.project_out = nn.Linear(inner, dim, bias=False)
 
     def forward(self, tokens_BLC: torch.Tensor) -> torch.Tensor:
         """[B, L, dim] to the same shape."""
         x_BDL, z_BDL = self.project_in(tokens_BLC).transpose(1, 2).chunk(2, dim=1)
         u_BDL = self.convolve(torch.cat([x_BDL, x_BDL.flip(2)], dim=1))[..., : x_BDL.shape[2]]
-        ahead_BDL, back_BDL = self._scan(torch.unflatten(F.silu(u_BDL), 1, (DIRECTIONS, -1))).chunk(2, dim=1)
+        ahead_BDL, back_BDL = self.scan(torch.unflatten(F.silu(u_BDL), 1, (DIRECTIONS, -1))).unbind(1)
         y_BDL = (ahead_BDL + back_BDL.flip(2)) * F.silu(z_BDL) / 2
         out_BLC: torch.Tensor = self.project_out(y_BDL.transpose(1, 2))
         return out_BLC
-
-    def _scan(self, u_BKDL: torch.Tensor) -> torch.Tensor:
-        dtype = u_BKDL.dtype
-        low_BKEL = torch.einsum("ked,bkdl->bkel", self.x_proj_KED.to(dtype), u_BKDL)
-        low_BKRL, B_BKNL, C_BKNL = torch.split(low_BKEL, self.splits, dim=2)
-        delta_BKDL = torch.einsum("kdr,bkrl->bkdl", self.dt_proj_KDR.to(dtype), low_BKRL.to(dtype))
-        return selective_scan(
-            u_BKDL.flatten(1, 2), delta_BKDL.flatten(1, 2), decay_rates(self.A_log), B_BKNL, C_BKNL, self.D, self.dt_bias,
-            backend=self.scan_backend,
-        )  # fmt: skip
 
 
 class RMSNorm(nn.Module):

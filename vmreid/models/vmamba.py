@@ -17,7 +17,14 @@ from torch import nn
 from vmreid.kernels.cross_scan import DIRECTIONS
 from vmreid.kernels.ss2d import ss2d
 from vmreid.models.backbone import Backbone
-from vmreid.models.initialise import decay_rates, delta_bias, initialise_weights, log_state_decay
+from vmreid.models.initialise import (
+    decay_rates,
+    delta_bias,
+    delta_projection,
+    initialise_weights,
+    log_state_decay,
+    scan_projection,
+)
 from vmreid.models.published import State, load_exactly
 from vmreid.models.vmamba_names import own_names
 
@@ -43,8 +50,8 @@ class SS2D(nn.Module):
         self.inner, self.splits, self.scan_backend = inner, [rank, d_state, d_state], scan_backend
         self.project_in = nn.Linear(dim, 2 * inner if gated else inner, bias=False)
         self.convolve = MapConvolution(inner, inner, kernel_size=3, padding=1, groups=inner, bias=gated)
-        self.x_proj_KED = nn.Parameter(nn.init.trunc_normal_(torch.empty(DIRECTIONS, sum(self.splits), inner), std=0.02))
-        self.dt_proj_KDR = nn.Parameter(torch.empty(DIRECTIONS, inner, rank).uniform_(-(rank**-0.5), rank**-0.5))
+        self.x_proj_KED = nn.Parameter(scan_projection(DIRECTIONS, sum(self.splits), inner))
+        self.dt_proj_KDR = nn.Parameter(delta_projection(DIRECTIONS, inner, rank))
         self.dt_bias_KD = nn.Parameter(delta_bias(DIRECTIONS * inner).view(DIRECTIONS, inner))
         self.A_log = nn.Parameter(log_state_decay(DIRECTIONS * inner, d_state))
         self.D = nn.Parameter(torch.ones(DIRECTIONS * inner))
