@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 import torch
@@ -12,14 +13,25 @@ from torch import nn
 from vmreid.errors import UserError
 
 State = dict[str, torch.Tensor]
+Names = tuple[tuple[str, str], ...]  # pattern and replacement, applied in this order, each to the whole name
+
+
+def own_name(published: str, names: Names) -> str:
+    """What the tensor that was ``published`` under a name is called here."""
+    for pattern, replacement in names:
+        published = re.sub(pattern, replacement, published)
+    return published
 
 
 def load_exactly(module: nn.Module, given: State, name: str, *, resized: Iterable[str], left: Iterable[str]) -> str:
-    """Load ``given``, which must name each tensor of ``module`` in its shape and no other.
+    """Load ``given`` without what is ``left`` out; it must name each tensor of ``module`` in its shape and no other.
 
-    Returns a one-line report with what its caller has ``resized``, and has ``left`` out. Raises UserError where a tensor
-    is missing, unexpected or of another shape; then nothing has been loaded.
+    Returns a one-line report with what its caller has ``resized``, and what is ``left``: tensors of ``given``, and what the
+    caller has taken out itself. Raises UserError where a tensor is missing, unexpected or of another shape; then nothing has
+    been loaded.
     """
+    left = set(left)
+    given = {key: value for key, value in given.items() if key not in left}
     own = module.state_dict()
     shapes = [key for key in own if key in given and given[key].shape != own[key].shape]
     for what, keys in (

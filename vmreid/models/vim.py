@@ -96,6 +96,5 @@ class Vim(Backbone):
         """
         given = own_names(state)
         left = [key for key in given if key.startswith("head.")]
-        given = {key: value for key, value in given.items() if key not in left}
         resized = resize_positions(given, self.grid, middle=True)
         return load_exactly(self, given, name, resized=resized, left=left)

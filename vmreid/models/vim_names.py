@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 
-from vmreid.models.published import State
+from vmreid.models.published import Names, State, own_name
 
-_NAMES = (  # of the published weights, each pattern applied to the whole name
+_NAMES: Names = (
     (r"^patch_embed\.proj\.", "project."),
     (r"^norm_f\.", "norm."),
     (r"^layers\.(\d+)\.norm\.", r"norms.\1."),
@@ -42,7 +40,5 @@ def own_names(state: State) -> State:
             else:
                 renamed |= {key: given.pop(key) for key in (ahead, back) if key in given}
     for key, value in given.items():
-        for pattern, replacement in _NAMES:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = value
+        renamed[own_name(key, _NAMES)] = value
     return renamed

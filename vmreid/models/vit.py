@@ -71,5 +71,4 @@ class ViT(Backbone):
             given["pos_embed"] = state["pos_embed"]
         resized += [key for key in given if key in state and state[key] is not given[key]]
         left = [key for key in state if key.startswith("head.") or key == "mask_token"]  # DINOv2's, for its own training
-        given = {key: value for key, value in given.items() if key not in left}
         return load_exactly(self.vit, given, name, resized=resized, left=[*left, *parts])

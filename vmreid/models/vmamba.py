@@ -158,7 +158,7 @@ class VMamba(Backbone):
         """Load VMamba's own state dict, of present or older names; the classifier is left out. As ``load_exactly``."""
         given = own_names(state)
         left = [key for key in given if key.startswith("head.")]
-        return load_exactly(self, {key: value for key, value in given.items() if key not in left}, name, resized=(), left=left)
+        return load_exactly(self, given, name, resized=(), left=left)
 
 
 def vmamba(

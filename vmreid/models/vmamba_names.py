@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from vmreid.models.published import State
+from vmreid.models.published import Names, State, own_name
 
-_NAMES = (  # applied in this order, each to the whole name
+_NAMES: Names = (
     (r"^patch_embed\.(0|proj)\.", "stem.0.convolve."),
     (r"^patch_embed\.(2|norm)\.", "stem.0.norm."),
     (r"^patch_embed\.5\.", "stem.2.convolve."),
@@ -36,7 +36,6 @@ def own_names(state: State) -> State:
     """The same tensors under this repository's names; linear weights that come as 1x1 convolutions lose their last two axes."""
     renamed: State = {}
     for key, value in state.items():
-        for pattern, replacement in _NAMES:
-            key = re.sub(pattern, replacement, key)
+        key = own_name(key, _NAMES)
         renamed[key] = value.flatten(1) if _LINEAR.search(key) and value.shape[2:] == (1, 1) else value
     return renamed
