@@ -38,7 +38,9 @@ class Fault:
     test: str
 
 
-SCAN, CROSS, SS2D = "vmreid/kernels/torch_scan.py", "vmreid/kernels/cross_scan.py", "vmreid/models/mamba_v2.py"
+SCAN, CROSS, SS2D = (f"vmreid/kernels/{name}.py" for name in ("torch_scan", "cross_scan", "ss2d"))
+MAMBA_V2, VMAMBA, VIM, PUBLISHED = (f"vmreid/models/{name}.py" for name in ("mamba_v2", "vmamba", "vim", "published"))
+VMAMBA_NAMES, VIM_NAMES, TRANSREID_NAMES = (f"vmreid/models/{name}_names.py" for name in ("vmamba", "vim", "transreid"))
 TRIPLET, LOSS = "vmreid/losses/triplet.py", "vmreid/engine/training_module.py"
 SAMPLER, STREAM, RANGES, MANIFEST, REMOTE, CACHE = (
     f"vmreid/data/{name}.py" for name in ("identity_batches", "streams", "ranges", "manifest", "remote", "cache")
@@ -52,7 +54,16 @@ CONFIG, CHECKPOINT, TRAINER = (f"vmreid/engine/{name}.py" for name in ("deepspee
 
 TEST_SCAN = "tests/kernels/test_selective_scan.py"
 TEST_CROSS = "tests/kernels/test_cross_scan.py"
-TEST_SS2D = "tests/models/test_backbones.py::test_ss2d_equals_a_loop_in_which_the_class_token_steps_from_the_last_states"
+TEST_SS2D = "tests/kernels/test_ss2d.py"
+TEST_MAMBA_V2 = "tests/models/test_backbones.py::test_ss2d_equals_a_loop_in_which_the_class_token_steps_from_the_last_states"
+TEST_GRADIENTS = "tests/models/test_backbones.py::test_small_shape_and_a_gradient_at_every_parameter"
+TEST_EVERY_PATCH = "tests/models/test_backbones.py::test_every_patch_reaches_the_feature"
+TEST_PUBLISHED = "tests/models/test_published_names.py"
+TEST_VMAMBA_NAMES = f"{TEST_PUBLISHED}::test_vmambas_names_find_their_places"
+TEST_VIM_NAMES = f"{TEST_PUBLISHED}::test_vims_directions_are_stacked_and_the_middle_position_is_the_class_tokens"
+TEST_TRANSREID = f"{TEST_PUBLISHED}::test_transreids_global_branch_is_the_backbone"
+TEST_POSITIONS = f"{TEST_PUBLISHED}::test_the_number_of_positions_tells_the_map"
+TEST_REFUSED = f"{TEST_PUBLISHED}::test_what_does_not_fit_a_vim_is_named"
 TEST_TRIPLET = "tests/losses/test_triplet.py"
 TEST_STEP = "tests/distributed/test_training_steps.py::test_one_step_is_the_same_on_1_2_and_3_ranks[VIT-S-1]"
 TEST_CLIPPING = "tests/distributed/test_training_steps.py::test_clipping_comes_from_the_json"
@@ -82,8 +93,33 @@ FAULTS = (
           "columns_BLD, 1, (width, height)).transpose(1, 2)", "columns_BLD, 1, (height, width))", TEST_CROSS),
     Fault("merge: the sum of the four directions, not their mean", CROSS,
           "cross_sum(y_BKDL, height, width) / DIRECTIONS", "cross_sum(y_BKDL, height, width)", TEST_CROSS),
-    Fault("merge: the class token hears the first direction alone", SS2D,
-          "y_BKDL[..., -1].mean(dim=1)[:, None]", "y_BKDL[:, 0, :, -1][:, None]", TEST_SS2D),
+    Fault("merge: the class token hears the first direction alone", MAMBA_V2,
+          "y_BKDL[..., -1].mean(dim=1)[:, None]", "y_BKDL[:, 0, :, -1][:, None]", TEST_MAMBA_V2),
+    Fault("cross scan, own maps: the third direction reads the first's", CROSS,
+          "_by_rows(third_BHWC)", "_by_rows(first_BHWC)", TEST_CROSS),
+    Fault("SS2D: the mean of the four directions, not their sum", SS2D,
+          "*x_BHWD.shape[1:3])", "*x_BHWD.shape[1:3]) / DIRECTIONS", TEST_SS2D),
+    Fault("SS2D: B and C change places", SS2D,
+          "cross_scan_own(B_BHWKN), cross_scan_own(C_BHWKN)", "cross_scan_own(C_BHWKN), cross_scan_own(B_BHWKN)", TEST_SS2D),
+    Fault("VMamba: blocks lack their MLP", VMAMBA,
+          "x_BHWC + self.fc2(F.gelu(self.fc1(self.norm2(x_BHWC))))", "x_BHWC", TEST_GRADIENTS),
+    Fault("VMamba: depth counts the blocks of the second stage", VMAMBA,
+          "(2, 2, depth, 2)", "(2, depth, 2, 2)", TEST_VMAMBA_NAMES),
+    Fault("Vim: a block does not read backwards", VIM,
+          "(ahead_BDL + back_BDL.flip(2))", "(ahead_BDL + ahead_BDL)", TEST_EVERY_PATCH),
+    Fault("Vim, published: the first position is taken for the class token's", VIM,
+          "middle=True", "middle=False", TEST_VIM_NAMES),
+    Fault("Vim, published: the directions change places", VIM_NAMES,
+          'for direction in ("", "_b")', 'for direction in ("_b", "")', TEST_VIM_NAMES),
+    Fault("VMamba, published: linear weights stay 1x1 convolutions", VMAMBA_NAMES,
+          "value.shape[2:] == (1, 1)", "value.shape[2:] == (1,)", TEST_VMAMBA_NAMES),
+    Fault("TransReID, published: the last block is the local branch's", TRANSREID_NAMES,
+          '"b1.0."', '"b2.0."', TEST_TRANSREID),
+    Fault("published: what is unknown is passed over", PUBLISHED,
+          "given = {key: value for key, value in given.items() if key not in left}",
+          "given = {key: value for key, value in given.items() if key not in left and key in module.state_dict()}", TEST_REFUSED),
+    Fault("published: a map of positions is resized without antialiasing", PUBLISHED,
+          "antialias=True", "antialias=False", TEST_POSITIONS),
     Fault("triplet: the nearest positive, not the hardest", TRIPLET,
           "masked_fill(~(same_BB & other_BB), 0).amax(dim=1)", "masked_fill(~(same_BB & other_BB), torch.inf).amin(dim=1)",
           TEST_TRIPLET),
