@@ -24,8 +24,8 @@ SETTINGS = [
     "train.checkpoint_epochs=1000", "data.augment.colour_jitter=0", "data.augment.crop_scale=[1, 1]",
     "deepspeed_config=zero1_fp32",
 ]  # fmt: skip
-EPOCHS = {"VIT-S": 40, "MAMBA-S": 40, "MAMBA-V2": 60}
-RATE = {"VIT-S": 3e-4, "MAMBA-S": 3e-4, "MAMBA-V2": 1e-3}
+EPOCHS = {"VIT-S": 40, "MAMBA-S": 40, "MAMBA-V2": 60, "VMAMBA-T": 30, "VIM-T": 30}
+RATE = {"VIT-S": 3e-4, "MAMBA-S": 3e-4, "MAMBA-V2": 1e-3, "VMAMBA-T": 1e-3, "VIM-T": 1e-3}
 
 
 def training_set_map(plan: Plan, train: bool) -> float:
