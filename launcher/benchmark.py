@@ -34,6 +34,10 @@ def main(words: Sequence[str]) -> None:
     loader.add_argument("--data", type=Path, required=True, metavar="DIR", help="written by shards.write")
     loader.add_argument("--recipe", default="note", help="gives transform, image size and batch size; default: note")
     loader.add_argument("--workers", type=int, nargs="+", default=sorted({0, 1, 2, cores}), metavar="N", help="processes")
+    loader.add_argument(
+        "--read", choices=["warm", "cold", "http"], default="warm",
+        help="files in memory (default), on disk alone, or by a web server on loopback, as slow to answer as an object store",
+    )  # fmt: skip
     for command in (model, loader):
         command.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     given = parser.parse_args(words)
@@ -79,13 +83,17 @@ def benchmark_loader(given: Namespace, command: str) -> None:
     """Check, time case by case, and keep the file whole after each."""
     from vmreid.benchmarks.loader import LoaderBenchmark
     from vmreid.benchmarks.loader_rows import Rate, as_json, as_text
+    from vmreid.benchmarks.sources import opened
     from vmreid.progress import Reporter
     from vmreid.recipes import load_recipe
     from vmreid.run_folder import write_atomically
 
     recipe = load_recipe(given.recipe, {}, [])
-    with tempfile.TemporaryDirectory(prefix="vmreid-benchmark-") as folder:
-        benchmark = LoaderBenchmark(given.data, recipe, given.workers, Path(folder))
+    with (
+        tempfile.TemporaryDirectory(prefix="vmreid-benchmark-") as scratch,
+        opened(given.read, given.data, Path(scratch)) as source,
+    ):
+        benchmark = LoaderBenchmark(source, recipe, given.workers)
         setting = benchmark.setting(command)
         parts_us = benchmark.parts_us()
         rates: list[Rate] = []
@@ -95,7 +103,8 @@ def benchmark_loader(given: Namespace, command: str) -> None:
                 write_atomically(given.out, json.dumps(as_json(setting, rates, parts_us), indent=1, allow_nan=False) + "\n")
                 progress.advance(f"{rate.loader}, {rate.workers} workers: {rate.images_per_s:.0f} images/s")
     size = "x".join(map(str, recipe.data.image_size))
-    print(f"{as_text(rates, parts_us)}\n\n{size}, batch {recipe.train.batch_size}, {setting['cores']} cores; {given.out}")
+    words = f"{size}, batch {recipe.train.batch_size}, {given.read} reads, {setting['cores']} cores"
+    print(f"{as_text(rates, parts_us)}\n\n{words}; {given.out}")
 
 
 if __name__ == "__main__":

@@ -25,9 +25,12 @@ class Web:
     folder: Path
     ranges: bool = True
     fault: Fault = lambda name, times: None
+    seconds: float = 0.0  # before each answer
     url: str = ""
     requests: list[tuple[str, str]] = field(default_factory=list)
     sent: int = 0
+    under_way: int = 0
+    most_under_way: int = 0
 
     def asked(self, name: str = "") -> list[tuple[str, str]]:
         """Requests for files whose names hold ``name``."""
@@ -47,8 +50,13 @@ def served(folder: Path, **settings: Any) -> Iterator[Web]:
             name, wanted = self.path.rpartition("/")[2], self.headers.get("Range", "")
             with lock:
                 web.requests.append((name, wanted))
+                web.under_way += 1
+                web.most_under_way = max(web.most_under_way, web.under_way)
                 times[name, wanted] += 1
                 fault = web.fault(name, times[name, wanted])
+            time.sleep(web.seconds)
+            with lock:
+                web.under_way -= 1
             path = web.folder / name
             if "/moved/" in self.path:
                 fault = None

@@ -16,11 +16,14 @@ from web import served
 
 from vmreid.data import remote
 from vmreid.data.folder import LocalFolder, RemoteFolder, ShardFolder, weighted_folders
+from vmreid.data.identity_batches import IdentityBatches
 from vmreid.data.manifest import read_index, read_manifest
 from vmreid.data.ranges import ShardRanges
-from vmreid.data.streams import evaluation_batches
+from vmreid.data.streams import TrainStream, evaluation_batches
+from vmreid.data.transforms import TrainTransform
 from vmreid.errors import UserError
 from vmreid.recipes import load_recipe
+from vmreid.recipes.schema import Augment
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +165,29 @@ def test_pictures_of_an_identity_take_one_request(folder: Path, tmp_path: Path) 
         ranges.expect(rows)
         assert [ranges.picture(row) for row in rows] == [ShardRanges(folder, split, index).picture(row) for row in rows]
         assert len(web.requests) == 1
+
+
+def test_workers_read_ahead(folder: Path, tmp_path: Path) -> None:
+    """Several requests at once, each as without workers, none twice and none beyond the end."""
+    with served(folder, seconds=0.05) as web:
+        place = opened(web.url, tmp_path)
+        split = read_manifest(place).splits["train"]
+        index = read_index(place, split)
+        found = {}
+        for workers in (0, 1):
+            batches = IdentityBatches(index, 2, 1, 5)
+            transform = TrainTransform((16, 8), Augment(crop_scale=(1, 1), flip=0, colour_jitter=0))
+            stream = TrainStream(
+                batches, ShardRanges(place, split, index), transform, rank=0, world=1, accumulation=1, begin=3, end=9
+            )
+            web.requests.clear()
+            web.most_under_way = 0
+            rows = [batch.rows_B.tolist() for batch in stream.loader(workers)]
+            found[workers] = rows, sorted(web.requests), web.most_under_way
+    assert found[0][:2] == found[1][:2]
+    assert len(found[0][1]) == 12
+    assert found[0][2] == 1
+    assert 1 < found[1][2] <= remote.AT_ONCE
 
 
 def test_no_endless_answer(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -26,8 +27,6 @@ MANIFEST_BYTES = 1 << 28  # a million shards
 
 class LocalFolder:
     """A folder of this machine, or mounted there."""
-
-    remote = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,20 +71,26 @@ class LocalFolder:
     def read(self, shard: Shard, offset: int, length: int) -> bytes:
         """``length`` bytes of a shard; fewer where it ends before. Raises Unreadable."""
         try:
-            if shard.name not in self._open:
-                self._open[shard.name] = os.open(self.path / shard.name, os.O_RDONLY)
-                if len(self._open) > OPEN_FILES:
-                    os.close(self._open.popitem(last=False)[1])
-            self._open.move_to_end(shard.name)
-            return os.pread(self._open[shard.name], length, offset)
+            return os.pread(self._opened(shard), length, offset)
         except OSError as error:
             unreadable(self.where(shard.name), error.strerror or str(error))
+
+    def expect(self, shard: Shard, offset: int, length: int) -> None:
+        """Have the system read bytes of a shard into memory, without waiting for them; ``read`` tells where it cannot."""
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(self._opened(shard), offset, length, os.POSIX_FADV_WILLNEED)
+
+    def _opened(self, shard: Shard) -> int:
+        if shard.name not in self._open:
+            self._open[shard.name] = os.open(self.path / shard.name, os.O_RDONLY)
+            if len(self._open) > OPEN_FILES:
+                os.close(self._open.popitem(last=False)[1])
+        self._open.move_to_end(shard.name)
+        return self._open[shard.name]
 
 
 class RemoteFolder:
     """A folder on a web server or in an object store. Whole files go through the cache."""
-
-    remote = True
 
     def __init__(self, url: str, cache: Cache) -> None:
         self.uri, self.cache = url.rstrip("/"), cache

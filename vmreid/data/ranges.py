@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
 
-from vmreid.data.folder import Place, as_folder
+from vmreid.data.folder import LocalFolder, Place, as_folder
 from vmreid.data.manifest import HEADER, REWRITE, Split
-from vmreid.data.remote import Unreadable
+from vmreid.data.remote import AT_ONCE, Unreadable
 from vmreid.errors import UserError
 
 SPARE = 1 << 20  # bytes read in vain rather than asked for apart: at 100 MB/s they take 10 ms, less than a round trip
@@ -26,6 +29,25 @@ class Pictures(Protocol):
     def expect(self, rows: Sequence[int]) -> None: ...
 
 
+class _Span:
+    """Bytes of a shard from ``begin`` to ``end`` that a thread reads."""
+
+    def __init__(self, shard: int, begin: int, end: int, read: Callable[[int, int, int], bytes]) -> None:
+        self.shard, self.begin, self.end, self._read = shard, begin, end, read
+        self._bytes: bytes | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)  # no process waits for one at its end
+        self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(UserError, OSError):  # whoever wants the bytes reads again, and tells
+            self._bytes = self._read(self.shard, self.begin, self.end - self.begin)
+
+    def bytes(self) -> bytes | None:
+        """Wait for them. None where they cannot be read."""
+        self._thread.join()
+        return self._bytes
+
+
 class ShardRanges:
     """Reads byte ranges of a split's shards, each with the tar header before it, which says whose picture it is.
 
@@ -34,7 +56,7 @@ class ShardRanges:
 
     def __init__(self, place: Place, split: Split, index: np.ndarray) -> None:
         self._folder, self._shards, self._index = as_folder(place), split.shards, index
-        self._span = (-1, 0, b"")  # shard, offset and bytes of what was read ahead
+        self._spans: deque[_Span] = deque(maxlen=AT_ONCE)
         self._lost: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -67,21 +89,29 @@ class ShardRanges:
         return content, f"{shard.name} picture {row:08d}"
 
     def expect(self, rows: Sequence[int]) -> None:
-        """Read the pictures of ``rows`` at once, where that takes fewer requests to a remote folder."""
+        """Begin to read the pictures of ``rows``, of one identity; at once where that takes fewer requests to a remote folder.
+
+        The last ``AT_ONCE`` calls are remembered, so ``picture`` is to be asked for the first one's before the next call.
+        """
         entries = self._index[list(rows)]
-        begin, end = int(entries["offset"].min()) - HEADER, int((entries["offset"] + entries["length"]).max())
-        wanted = int(entries["length"].sum()) + HEADER * len(entries)
-        number = int(entries["shard"][0])
-        if self._folder.remote and (entries["shard"] == number).all() and end - begin <= wanted + SPARE:
-            try:
-                self._span = (number, begin, self._read(number, begin, end - begin))
-            except Unreadable:
-                return  # ``picture`` tells
+        begins, ends = entries["offset"] - HEADER, entries["offset"] + entries["length"]
+        if isinstance(self._folder, LocalFolder):
+            for number, begin, end in zip(entries["shard"].tolist(), begins.tolist(), ends.tolist(), strict=True):
+                self._folder.expect(self._shards[number], begin, end - begin)
+            return
+        number, begin, end = int(entries["shard"][0]), int(begins.min()), int(ends.max())
+        if (entries["shard"] == number).all() and end - begin <= int((ends - begins).sum()) + SPARE:
+            self._spans.append(_Span(number, begin, end, self._read_alone))
 
     def _read(self, number: int, offset: int, length: int) -> bytes:
-        shard, begin, data = self._span
-        if shard == number and begin <= offset and offset + length <= begin + len(data):
-            return data[offset - begin : offset - begin + length]
+        for span in reversed(self._spans):  # an identity may come twice around the end of an epoch: the last one waits for all
+            if span.shard == number and span.begin <= offset and offset + length <= span.end:
+                data = span.bytes()
+                if data is not None:
+                    return data[offset - span.begin : offset - span.begin + length]
+        return self._read_alone(number, offset, length)
+
+    def _read_alone(self, number: int, offset: int, length: int) -> bytes:
         if number in self._lost:
             raise Unreadable(self._lost[number])
         try:

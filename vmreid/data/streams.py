@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from vmreid.data.identity_batches import Draw, IdentityBatches
 from vmreid.data.manifest import REWRITE, Split, check_digest
 from vmreid.data.pictures import decode
 from vmreid.data.ranges import Pictures
+from vmreid.data.remote import AT_ONCE
 from vmreid.data.transforms import TrainTransform, resize
 from vmreid.errors import UserError
 
@@ -44,6 +46,17 @@ class _Failure:
     """A UserError on its way out of a worker process, which would otherwise wrap it in a traceback."""
 
     message: str
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One of the P of a step: its number in the batch, the identity that has it, and all rows of that."""
+
+    epoch: int
+    step: int
+    number: int
+    identity: int
+    rows: list[int]
 
 
 class TrainStream:
@@ -79,28 +92,45 @@ class TrainStream:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         micro_batches = range(self.begin * self.accumulation, self.end * self.accumulation)
-        for micro in micro_batches[number::workers]:
+        places = self._places(micro_batches[number::workers])
+        ahead = AT_ONCE - 1 if worker else 0  # a training process waits for what it reads, and keeps to its order
+        for place in self._expected(places, ahead):
+            yield from self._of_identity(place.epoch, place.identity, place.rows) or self._stand_ins(place)
+
+    def _places(self, micro_batches: range) -> Iterator[_Place]:
+        for micro in micro_batches:
             step, piece = divmod(micro, self.accumulation)
             first = (piece * self.world + self.rank) * self.places
             epoch, step = divmod(step, self.batches.steps_per_epoch)
             identities = self.batches.identities_at(epoch, step)
-            for place in range(first, first + self.places):
-                yield from self._of_identity(epoch, int(identities[place])) or self._stand_ins(epoch, step, place)
+            for number in range(first, first + self.places):
+                identity = int(identities[number])
+                yield _Place(epoch, step, number, identity, self.batches.rows_of(epoch, identity))
 
-    def _stand_ins(self, epoch: int, step: int, place: int) -> list[Sample]:
+    def _expected(self, places: Iterator[_Place], ahead: int) -> Iterator[_Place]:
+        """The same places, each once the pictures of the ``ahead`` next ones are being read too."""
+        waiting: deque[_Place] = deque()
+        for place in places:
+            self.ranges.expect(place.rows[: self.batches.pictures])
+            waiting.append(place)
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _stand_ins(self, place: _Place) -> list[Sample]:
         """K pictures for a place of a batch whose identity cannot be read."""
-        steps = self.batches.steps_per_epoch
+        epoch, steps = place.epoch, self.batches.steps_per_epoch
         tried = min(STAND_INS, steps)
         for later in range(1, tried):
-            samples = self._of_identity(epoch, int(self.batches.identities_at(epoch, (step + later) % steps)[place]))
+            identity = int(self.batches.identities_at(epoch, (place.step + later) % steps)[place.number])
+            samples = self._of_identity(epoch, identity, self.batches.rows_of(epoch, identity))
             if samples:
                 return [{**sample, "replaced": 1} for sample in samples]
         raise UserError(f"{tried} identities in a row cannot be read; see that the shards are there")
 
-    def _of_identity(self, epoch: int, identity: int) -> list[Sample]:
+    def _of_identity(self, epoch: int, identity: int, rows: list[int]) -> list[Sample]:
         """K of its pictures, those that can be read again and again where there are fewer; none where none can be."""
-        rows, wanted = self.batches.rows_of(epoch, identity), self.batches.pictures
-        self.ranges.expect(rows[:wanted])
+        wanted = self.batches.pictures
         samples: list[Sample] = []
         good: list[int] = []
         for row in rows:
