@@ -56,6 +56,7 @@ def _prepare(folder: RunFolder) -> tuple[EvaluationPlan, MlflowRun]:
     from vmreid.errors import UserError
     from vmreid.evaluation.evaluate import EvaluationPlan, load_model
     from vmreid.kernels import choose_backend
+    from vmreid.models import scans_maps
     from vmreid.tracking import MlflowRun
 
     recipe = folder.recipe()
@@ -66,7 +67,7 @@ def _prepare(folder: RunFolder) -> tuple[EvaluationPlan, MlflowRun]:
         )
     data = evaluation_set(recipe.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    backend, _ = choose_backend(recipe.model.scan_backend, device)
+    backend, _ = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))
     plan = EvaluationPlan(recipe, data.folder, data.manifest, checkpoint, backend)
     load_model(plan)
     return plan, MlflowRun(folder, recipe.model.backbone, "launcher.train")

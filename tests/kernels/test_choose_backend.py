@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vmreid.errors import UserError
-from vmreid.kernels import choose_backend, mamba_ssm_scan, selective_scan
+from vmreid.kernels import choose_backend, fused, mamba_ssm_scan, selective_scan
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SCAN = """
@@ -48,7 +48,7 @@ def install_mamba_ssm(site: Path, extension: str) -> None:
 
 
 def test_auto_takes_torch_on_the_cpu_and_says_why() -> None:
-    name, why = choose_backend("auto", CPU)
+    name, why = choose_backend("auto", CPU, maps=False)
     assert name == "torch"
     assert "CUDA" in why
     assert "\n" not in why
@@ -56,35 +56,35 @@ def test_auto_takes_torch_on_the_cpu_and_says_why() -> None:
 
 @pytest.mark.parametrize("name", ["reference", "torch"])
 def test_a_backend_asked_for_by_name_is_taken(name: str) -> None:
-    assert choose_backend(name, CPU) == (name, f"{name}: asked for by name")
+    assert choose_backend(name, CPU, maps=False) == (name, f"{name}: asked for by name")
 
 
 def test_an_unknown_backend_is_an_error_with_the_list_and_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"'mamba_sm'.*did you mean 'mamba_ssm'.*auto, reference, torch, mamba_ssm"):
-        choose_backend("mamba_sm", CPU)
+        choose_backend("mamba_sm", CPU, maps=False)
     with pytest.raises(UserError, match=r"'xyz' is unknown: Choose one of auto"):
-        choose_backend("xyz", CPU)
+        choose_backend("xyz", CPU, maps=False)
 
 
 def test_mamba_ssm_on_the_cpu_is_an_error_with_the_installing_line() -> None:
     with pytest.raises(UserError, match=r"device is cpu.*pip install -e '\.\[cuda\]'"):
-        choose_backend("mamba_ssm", CPU)
+        choose_backend("mamba_ssm", CPU, maps=False)
 
 
 def test_mamba_ssm_not_installed(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(site)])  # hides a real one
-    name, why = choose_backend("auto", CUDA)
+    name, why = choose_backend("auto", CUDA, maps=False)
     assert name == "torch"
     assert "mamba_ssm is not installed" in why
     assert "pip install -e '.[cuda]'" in why
     with pytest.raises(UserError, match=r"mamba_ssm is not installed.*pip install -e '\.\[cuda\]'"):
-        choose_backend("mamba_ssm", CUDA)
+        choose_backend("mamba_ssm", CUDA, maps=False)
     assert "mamba_ssm" not in sys.modules
 
 
 def test_mamba_ssm_with_a_broken_extension_is_reported_and_leaves_no_module_behind(site: Path) -> None:
     install_mamba_ssm(site, extension="raise ImportError('undefined symbol:\\n _ZN2at')")
-    name, why = choose_backend("auto", CUDA)
+    name, why = choose_backend("auto", CUDA, maps=False)
     assert name == "torch"
     assert "undefined symbol: _ZN2at" in why
     assert not [module for module in sys.modules if module.partition(".")[0] == "mamba_ssm"]
@@ -92,9 +92,35 @@ def test_mamba_ssm_with_a_broken_extension_is_reported_and_leaves_no_module_behi
 
 def test_mamba_ssm_is_imported_without_its_heavy_package_and_gets_the_dtypes_it_wants(site: Path) -> None:
     install_mamba_ssm(site, extension="")
-    assert choose_backend("auto", CUDA)[0] == "mamba_ssm"
-    assert choose_backend("mamba_ssm", CUDA)[0] == "mamba_ssm"
+    assert choose_backend("auto", CUDA, maps=False)[0] == "mamba_ssm"
+    assert choose_backend("mamba_ssm", CUDA, maps=False)[0] == "mamba_ssm"
     u = torch.zeros(1, 2, 3, dtype=torch.bfloat16)
     token, weight = torch.zeros(1, 1, 4, 3), torch.zeros(2, 4, dtype=torch.bfloat16)
     y = selective_scan(u, u.float(), weight, token, token, weight[:, 0], weight[:, 0], backend="mamba_ssm")
     assert torch.equal(y, u + 1)
+
+
+def test_fused_is_for_maps_on_cuda_and_says_so_elsewhere() -> None:
+    with pytest.raises(UserError, match=r"'fused' cannot run.*maps.*sequences; take model.scan_backend=auto"):
+        choose_backend("fused", CUDA, maps=False)
+    with pytest.raises(UserError, match=r"'fused' cannot run.*device is cpu; pip install -e '\.\[cuda\]'"):
+        choose_backend("fused", CPU, maps=True)
+
+
+def test_auto_takes_fused_for_maps_and_what_else_runs_for_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "probe", lambda: (True, "NVRTC compiles"))
+    monkeypatch.setattr(mamba_ssm_scan, "probe", lambda: (True, "mamba_ssm imports"))
+    assert choose_backend("auto", CUDA, maps=True) == ("fused", "fused: NVRTC compiles")
+    assert choose_backend("auto", CUDA, maps=True, deterministic=True)[0] == "fused"
+    assert choose_backend("auto", CUDA, maps=False) == ("mamba_ssm", "mamba_ssm: mamba_ssm imports")
+    name, why = choose_backend("auto", CUDA, maps=False, deterministic=True)
+    assert name == "torch"
+    assert "deterministic" in why
+    assert "pip install" not in why
+    monkeypatch.setattr(fused, "probe", lambda: (False, "no NVRTC"))
+    assert choose_backend("auto", CUDA, maps=True)[0] == "mamba_ssm"
+
+
+def test_mamba_ssm_is_refused_where_the_same_bits_are_asked_for() -> None:
+    with pytest.raises(UserError, match=r"'mamba_ssm' cannot run.*deterministic.*take model.scan_backend=auto"):
+        choose_backend("mamba_ssm", CUDA, maps=True, deterministic=True)

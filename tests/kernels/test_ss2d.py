@@ -15,9 +15,9 @@ NAMES = ("x", "delta", "A", "B", "C", "D", "delta_bias")
 
 
 def make_inputs(
-    height: int, width: int, batch: int = 2, channels: int = 3, states: int = 2, dtype: torch.dtype = torch.float64
+    height: int, width: int, batch: int = 2, channels: int = 3, states: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> list[torch.Tensor]:
-    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     place = (batch, height, width)
     inputs = [draw(*place, channels), draw(*place, 4, channels) - 1, -torch.exp(draw(4, channels, states))]
     inputs += [draw(*place, 4, states), draw(*place, 4, states), draw(4, channels), draw(4, channels) * 0.5]

@@ -18,7 +18,7 @@ from vmreid.engine.checkpoint import check_resumable
 from vmreid.engine.deepspeed_config import accumulation_steps, check_precision, read_deepspeed_config
 from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
-from vmreid.models.registry import check_backbone, weights_file
+from vmreid.models.registry import check_backbone, scans_maps, weights_file
 from vmreid.recipes import Recipe, dump_recipe
 from vmreid.run_folder import RunFolder, write_atomically
 
@@ -64,7 +64,9 @@ def prepare(recipe: Recipe, recipe_file: Path, out: Path, resume: bool, world: i
     deepspeed_path, deepspeed = read_deepspeed_config(recipe.deepspeed_config, recipe_file)
     check_precision(deepspeed, recipe.model.backbone, deepspeed_path)
     check_split_over_ranks(recipe.identities_per_batch, world, accumulation_steps(deepspeed))
-    scan_backend, scan_reason = choose_backend(recipe.model.scan_backend, device, recipe.train.deterministic)
+    scan_backend, scan_reason = choose_backend(
+        recipe.model.scan_backend, device, scans_maps(recipe.model), recipe.train.deterministic
+    )
     sets = training_sets(recipe.data)
     identity_batches(recipe, [each.train_index() for each in sets], sets)
     folder = RunFolder(out)

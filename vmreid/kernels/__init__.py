@@ -7,7 +7,8 @@ import difflib
 import torch
 
 from vmreid.errors import UserError
-from vmreid.kernels.mamba_ssm_scan import probe, selective_scan_mamba_ssm
+from vmreid.kernels import fused, mamba_ssm_scan
+from vmreid.kernels.mamba_ssm_scan import selective_scan_mamba_ssm
 from vmreid.kernels.reference import selective_scan_reference
 from vmreid.kernels.torch_scan import selective_scan_torch
 
@@ -16,7 +17,8 @@ _SCANS = {
     "torch": selective_scan_torch,
     "mamba_ssm": selective_scan_mamba_ssm,
 }
-BACKENDS = ("auto", *_SCANS)
+BACKENDS = ("auto", *_SCANS, "fused")
+INSTALL = "pip install -e '.[cuda]' brings the fast CUDA scans on a CUDA machine"
 
 
 def selective_scan(
@@ -31,17 +33,18 @@ def selective_scan(
 ) -> torch.Tensor:
     """Return y_BDL of the selective state space model that ``selective_scan_reference`` defines, with u's dtype.
 
-    ``backend`` is a name that ``choose_backend`` returned. Group k of K owns the k-th of K equal runs of channels.
+    ``backend`` is a name that ``choose_backend`` returned for sequences. Group k of K owns the k-th of K equal runs of channels.
     """
     return _SCANS[backend](u_BDL, delta_BDL, A_DN, B_BKNL, C_BKNL, D_D, delta_bias_D)
 
 
-def choose_backend(name: str, device: torch.device, deterministic: bool = False) -> tuple[str, str]:
+def choose_backend(name: str, device: torch.device, maps: bool, deterministic: bool = False) -> tuple[str, str]:
     """Return the backend to run on ``device`` and one sentence for the log that says why.
 
-    ``name`` is one of ``BACKENDS``; "auto" takes mamba_ssm on CUDA where it imports, else torch.
-    ``deterministic`` asks for the same bits in every run, which mamba_ssm does not give. Raises UserError for
-    an unknown name, and for a backend that is asked for by name and cannot run.
+    ``name`` is one of ``BACKENDS``; "auto" takes the fastest that runs: on CUDA fused, then mamba_ssm, else torch. ``maps``:
+    whether what is scanned are maps in four directions (``ss2d``), which is all that fused knows, or sequences.
+    ``deterministic`` asks for the same bits in every run, which mamba_ssm does not give. Raises UserError for an unknown
+    name, and for a backend that is asked for by name and cannot run.
     """
     if name not in BACKENDS:
         near = difflib.get_close_matches(name, BACKENDS, n=1)
@@ -49,21 +52,31 @@ def choose_backend(name: str, device: torch.device, deterministic: bool = False)
         raise UserError(f"scan backend {name!r} is unknown: {hint}Choose one of {', '.join(BACKENDS)}")
     if name in ("reference", "torch"):
         return name, f"{name}: asked for by name"
-    if device.type == "cuda":
-        available, reason = probe()
-    else:
-        available, reason = False, f"mamba_ssm runs on CUDA only, and the device is {device.type}"
-    if deterministic and available:
-        available, reason = False, "train.deterministic is on, and mamba_ssm's backward adds in an order that varies"
-    if available:
-        return "mamba_ssm", f"mamba_ssm: {'asked for by name' if name == 'mamba_ssm' else reason}"
-    if name == "mamba_ssm":
-        if deterministic and device.type == "cuda":
-            raise UserError(f"scan backend 'mamba_ssm' cannot run: {reason}; take model.scan_backend=torch")
-        raise UserError(
-            f"scan backend 'mamba_ssm' cannot run: {reason}; pip install -e '.[cuda]' brings it on a CUDA machine, "
-            "backend 'torch' runs everywhere"
-        )
-    missing = device.type == "cuda" and not deterministic
-    way = "; pip install -e '.[cuda]' brings the faster CUDA scan" if missing else ""
-    return "torch", f"torch: {reason}{way}"
+    hindrances, installable = [], False
+    for candidate in ("fused", "mamba_ssm") if name == "auto" else (name,):
+        unfit = _unfit(candidate, maps, deterministic)
+        available, reason = (False, unfit) if unfit else _probe(candidate, device)
+        if available:
+            return candidate, f"{candidate}: {'asked for by name' if name == candidate else reason}"
+        if name == candidate:
+            way = "take model.scan_backend=auto" if unfit else f"{INSTALL}, backend 'torch' runs everywhere"
+            raise UserError(f"scan backend {name!r} cannot run: {reason}; {way}")
+        hindrances.append(reason)
+        installable = installable or not unfit
+    if device.type != "cuda":
+        return "torch", f"torch: the others run on CUDA only, and the device is {device.type}"
+    return "torch", f"torch: {'; '.join(hindrances)}{f'; {INSTALL}' if installable else ''}"
+
+
+def _unfit(name: str, maps: bool, deterministic: bool) -> str:
+    if name == "fused" and not maps:
+        return "fused scans maps in four directions, and this backbone scans sequences"
+    if name == "mamba_ssm" and deterministic:
+        return "train.deterministic is on, and mamba_ssm's backward adds in an order that varies"
+    return ""
+
+
+def _probe(name: str, device: torch.device) -> tuple[bool, str]:
+    if device.type != "cuda":
+        return False, f"{name} runs on CUDA only, and the device is {device.type}"
+    return fused.probe() if name == "fused" else mamba_ssm_scan.probe()

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vmreid.kernels.cross_scan import DIRECTIONS, cross_merge, cross_scan
+from vmreid.kernels.cross_scan import DIRECTIONS
+from vmreid.kernels.ss2d import ss2d_then_token
 from vmreid.models.backbone import Backbone
-from vmreid.models.directed_scan import DirectedScan
-from vmreid.models.initialise import initialise_weights
+from vmreid.models.directed_scan import DirectedScan, selected
+from vmreid.models.initialise import decay_rates, initialise_weights
 from vmreid.models.tokens import PatchTokens
 
 
@@ -33,13 +34,18 @@ class SS2D(DirectedScan):
         """[B, H·W + 1, dim], class token last, to the same shape."""
         x_BLD, z_BLD = self.project_in(tokens_BLC).chunk(2, dim=-1)
         map_BDHW = self.convolve(x_BLD[:, :-1].transpose(1, 2).unflatten(2, grid))
-        scans_BKDL = cross_scan(F.silu(map_BDHW).permute(0, 2, 3, 1))
-        cls_BKD1 = F.silu(x_BLD[:, -1])[:, None, :, None].expand(-1, DIRECTIONS, -1, -1)
-        y_BKDL = self.scan(torch.cat([scans_BKDL, cls_BKD1.to(scans_BKDL.dtype)], dim=-1))
-        map_BHWD = cross_merge(y_BKDL[..., :-1], *grid)
-        y_BLD = torch.cat([map_BHWD.flatten(1, 2), y_BKDL[..., -1].mean(dim=1)[:, None]], dim=1)
+        u_BLD = F.silu(torch.cat([map_BDHW.flatten(2).transpose(1, 2), x_BLD[:, -1:].to(map_BDHW.dtype)], dim=1))
+        y_BLD = self._scan(u_BLD, grid)
         out_BLC: torch.Tensor = self.project_out(self.norm(y_BLD) * F.silu(z_BLD))
         return out_BLC
+
+    def _scan(self, u_BLD: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        delta_BLKD, B_BLKN, C_BLKN = selected(u_BLD, self.x_proj_KED, self.dt_proj_KDR, self.splits)
+        A_KDN, D_KD, bias_KD = (torch.unflatten(v, 0, (DIRECTIONS, -1)) for v in (decay_rates(self.A_log), self.D, self.dt_bias))
+        map_BHWD, cls_BKD = ss2d_then_token(
+            u_BLD, delta_BLKD, A_KDN, B_BLKN, C_BLKN, D_KD, bias_KD, grid, backend=self.scan_backend
+        )
+        return torch.cat([map_BHWD.flatten(1, 2) / DIRECTIONS, cls_BKD.mean(dim=1)[:, None]], dim=1)
 
 
 class MambaV2(Backbone):

@@ -40,6 +40,7 @@ class Definition:
     expand: int | None = None
     d_state: int | None = None
     patches: bool = True  # whether pictures are cut into patches of model.patch
+    maps: bool = False  # whether it scans maps in four directions
 
 
 DINO = partial(ViT, layer_scale=1e-5)
@@ -50,11 +51,11 @@ BACKBONES = {
     "DINOV2-S": Definition(DINO, dim=384, depth=12, heads=6),
     "DINOV2-B": Definition(DINO, dim=768, depth=12, heads=12),
     "MAMBA-S": Definition(MambaS, dim=384, depth=8, heads=1, expand=2),
-    "MAMBA-V2": Definition(MambaV2, dim=384, depth=8, expand=2, d_state=16),
-    "VMAMBA-T": Definition(vmamba, dim=96, depth=8, expand=1, d_state=1, patches=False),
-    "VMAMBA-S": Definition(vmamba, dim=96, depth=15, expand=2, d_state=1, patches=False),
-    "VMAMBA-B": Definition(vmamba, dim=128, depth=15, expand=2, d_state=1, patches=False),
-    "VMAMBA-T-V0": Definition(partial(vmamba, vanilla=True), dim=96, depth=9, expand=2, d_state=16, patches=False),
+    "MAMBA-V2": Definition(MambaV2, dim=384, depth=8, expand=2, d_state=16, maps=True),
+    "VMAMBA-T": Definition(vmamba, dim=96, depth=8, expand=1, d_state=1, patches=False, maps=True),
+    "VMAMBA-S": Definition(vmamba, dim=96, depth=15, expand=2, d_state=1, patches=False, maps=True),
+    "VMAMBA-B": Definition(vmamba, dim=128, depth=15, expand=2, d_state=1, patches=False, maps=True),
+    "VMAMBA-T-V0": Definition(partial(vmamba, vanilla=True), dim=96, depth=9, expand=2, d_state=16, patches=False, maps=True),
     "VIM-T": Definition(Vim, dim=192, depth=24, expand=2, d_state=16),
     "VIM-S": Definition(Vim, dim=384, depth=24, expand=2, d_state=16),
 }
@@ -93,6 +94,11 @@ def weights_file(given: str) -> Path:
             f"model.weights {given}: no such file; give a published checkpoint, a run's folder, or null to start from scratch"
         )
     return path
+
+
+def scans_maps(model: Model) -> bool:
+    """Whether the backbone scans maps in four directions, as ``vmreid.kernels.choose_backend`` wants to know."""
+    return BACKBONES[model.backbone].maps
 
 
 def resolved(model: Model) -> dict[str, int]:

@@ -8,7 +8,7 @@ channels-last everywhere, [B, H, W, C], and of any size.
 from __future__ import annotations
 
 import math
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import nn
 from vmreid.kernels.cross_scan import DIRECTIONS
 from vmreid.kernels.ss2d import ss2d
 from vmreid.models.backbone import Backbone
+from vmreid.models.directed_scan import selected
 from vmreid.models.initialise import (
     decay_rates,
     delta_bias,
@@ -68,10 +69,7 @@ class SS2D(nn.Module):
         return out_BHWC
 
     def _scan(self, x_BHWD: torch.Tensor) -> torch.Tensor:
-        dtype = x_BHWD.dtype
-        low_BHWKE = torch.einsum("ked,bhwd->bhwke", self.x_proj_KED.to(dtype), x_BHWD)
-        low_BHWKR, B_BHWKN, C_BHWKN = torch.split(low_BHWKE, self.splits, dim=-1)
-        delta_BHWKD = torch.einsum("kdr,bhwkr->bhwkd", self.dt_proj_KDR.to(dtype), low_BHWKR.to(dtype))
+        delta_BHWKD, B_BHWKN, C_BHWKN = selected(x_BHWD, self.x_proj_KED, self.dt_proj_KDR, self.splits)
         A_KDN, D_KD = (torch.unflatten(x, 0, (DIRECTIONS, -1)) for x in (decay_rates(self.A_log), self.D))
         return ss2d(x_BHWD, delta_BHWKD, A_KDN, B_BHWKN, C_BHWKN, D_KD, self.dt_bias_KD, backend=self.scan_backend)
 
@@ -147,10 +145,8 @@ class VMamba(Backbone):
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """[B, 3, height, width], normalised, to features [B, dim]."""
         x_BHWC = self.stem(image_BCHW.permute(0, 2, 3, 1))
-        for stage, shrink in zip_longest(self.stages, self.shrinks):
-            x_BHWC = stage(x_BHWC)
-            if shrink is not None:
-                x_BHWC = shrink(x_BHWC)
+        for number, stage in enumerate(self.stages):
+            x_BHWC = stage(self.shrinks[number - 1](x_BHWC) if number else x_BHWC)
         feature_BC: torch.Tensor = self.norm(x_BHWC).mean(dim=(1, 2))
         return feature_BC
 

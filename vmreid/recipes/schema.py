@@ -31,7 +31,7 @@ class Model(Section):
     d_state: Positive | None = None  # backbones with a selective scan only
     expand: Positive | None = None  # MAMBA, VMAMBA, VIM only: inner channels a channel
     patch: Positive = 16  # all but VMAMBA
-    scan_backend: Literal["auto", "reference", "torch", "mamba_ssm"] = "auto"
+    scan_backend: Literal["auto", "reference", "torch", "mamba_ssm", "fused"] = "auto"
 
     def from_scratch(self) -> Self:
         """The same backbone without published weights, whose file may be gone once a run is trained."""

@@ -11,7 +11,7 @@ import torch
 
 from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
-from vmreid.models import build_backbone
+from vmreid.models import build_backbone, scans_maps
 from vmreid.progress import Reporter
 from vmreid.report.measure import peak_bytes_per_picture, seconds_by_tokens
 from vmreid.run_folder import RunFolder
@@ -89,7 +89,7 @@ def compare_runs(folders: list[RunFolder], device: torch.device) -> Comparison:
 def _row(name: str, folder: RunFolder, metrics: dict[str, Any], log: list[dict[str, Any]], device: torch.device) -> Row:
     recipe = folder.recipe()
     model = recipe.model.from_scratch()
-    backend, _ = choose_backend(recipe.model.scan_backend, device)
+    backend, _ = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))
     size = recipe.data.image_size
     seconds = seconds_by_tokens(model, backend, device)
     return Row(
