@@ -1,4 +1,4 @@
-"""``python -m launcher.benchmark model|loader --out FILE.json``: what a training step, and feeding it, cost on this machine."""
+"""``python -m launcher.benchmark model|scan|loader --out FILE.json``: what steps, scans and loading cost on this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 import tempfile
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vmreid.command import Parser, UsageError, check_out_file, run
 
 if TYPE_CHECKING:
+    from vmreid.benchmarks.floors import Shape
     from vmreid.distributed import Place
 
 
@@ -22,11 +23,20 @@ def main(words: Sequence[str]) -> None:
     parser = Parser(prog="python -m launcher.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="part", required=True, metavar="PART")
     model = commands.add_parser(
-        "model", help="training steps of backbones over tokens: the DeepSpeed engine, the same loop without it, timm's ViT"
+        "model", help="training steps of backbones over tokens: the DeepSpeed engine, the same loop without it, others' networks"
     )
     model.add_argument("--backbones", nargs="+", default=["VIT-S", "MAMBA-S", "MAMBA-V2"], metavar="NAME")
     model.add_argument("--tokens", type=int, nargs="+", default=[129, 513, 2049], metavar="N", help="2·m² + 1")
     model.add_argument("--batch_size", type=int, default=64, help="pictures; a multiple of 4")
+    scan = commands.add_parser("scan", help="SS2D's core, forward and with backward, over shapes and tokens; floors, peers")
+    scan.add_argument("--shapes", type=shape, nargs="+", default=[], metavar="B,D,H,W,N", help="batch, channels, map, states")
+    scan.add_argument(
+        "--tokens", type=int, nargs="+", default=[129, 513, 2049, 8193], metavar="N", help="of the growth; 2·m² + 1"
+    )
+    scan.add_argument("--d_state", type=int, default=16, metavar="N", help="states of the growth; default: 16")
+    peers = {model: "timm (where nothing is given), vmamba=PATH", scan: "a scan backend such as mamba_ssm, vmamba=PATH"}
+    for command, help_text in peers.items():
+        command.add_argument("--against", nargs="+", action="extend", default=[], metavar="PEER", help=help_text)
     loader = commands.add_parser(
         "loader", help="images/s of the training loader, of decoding and transforming alone, of a plain folder, of webdataset"
     )
@@ -38,7 +48,7 @@ def main(words: Sequence[str]) -> None:
         "--read", choices=["warm", "cold", "http"], default="warm",
         help="files in memory (default), on disk alone, or by a web server on loopback, as slow to answer as an object store",
     )  # fmt: skip
-    for command in (model, loader):
+    for command in (model, scan, loader):
         command.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     given = parser.parse_args(words)
     command_line = shlex.join(["python", "-m", "launcher.benchmark", *words])
@@ -50,6 +60,10 @@ def main(words: Sequence[str]) -> None:
     check_out_file(given.out)
     if given.part == "model":
         benchmark_model(given, command_line, place)
+    elif given.part == "scan":
+        if given.d_state < 1:
+            parser.error(f"--d_state {given.d_state}: must be at least 1")
+        benchmark_scan(given, command_line, place)
     else:
         if min(given.workers) < 0:
             parser.error(f"--workers {min(given.workers)}: must be at least 0")
@@ -65,7 +79,7 @@ def benchmark_model(given: Namespace, command: str, place: Place) -> None:
     from vmreid.progress import Reporter
     from vmreid.run_folder import write_atomically
 
-    benchmark = ModelBenchmark(given.backbones, given.tokens, given.batch_size, place.device)
+    benchmark = ModelBenchmark(given.backbones, given.tokens, given.batch_size, given.against, place.device)
     start_process_group(place)
     setting = benchmark.setting(command)
     rows: list[Row] = []
@@ -77,6 +91,35 @@ def benchmark_model(given: Namespace, command: str, place: Place) -> None:
             progress.advance(f"{row.backbone} {row.tokens} tokens {row.loop}: {median}")
     stop_process_group()
     print(f"{as_text(rows)}\n\n{setting['device']}, {setting['precision']}, batch {given.batch_size}; {given.out}")
+
+
+def benchmark_scan(given: Namespace, command: str, place: Place) -> None:
+    """Check, measure case by case, and keep the file whole after each."""
+    from vmreid.benchmarks.scan import ScanBenchmark
+    from vmreid.benchmarks.scan_rows import ScanRow, as_json, as_text
+    from vmreid.progress import Reporter
+    from vmreid.run_folder import write_atomically
+
+    benchmark = ScanBenchmark(given.against, given.shapes, given.tokens, given.d_state, place.device)
+    setting = benchmark.setting(command)
+    rows: list[ScanRow] = []
+    with Reporter("benchmark", len(benchmark.cases)) as progress:
+        for case in benchmark.rows():
+            rows.extend(case)
+            write_atomically(given.out, json.dumps(as_json(setting, rows), indent=1, allow_nan=False) + "\n")
+            medians = [f"{row.scan} {row.training.median_ms:.2f} ms" if row.training else row.outcome for row in case]
+            progress.advance(f"{case[0].shape}: {', '.join(medians)}")
+    print(f"{as_text(rows, setting['backend'])}\n\n{setting['device']}, {setting['dtype']}; {given.out}")
+
+
+def shape(word: str) -> Shape:
+    """What ``--shapes`` gets: B,D,H,W,N."""
+    from vmreid.benchmarks.floors import Shape
+
+    numbers = word.split(",")
+    if len(numbers) != 5 or not all(number.isdecimal() and int(number) for number in numbers):
+        raise ArgumentTypeError(f"{word!r}: must be five positive whole numbers, such as 64,192,64,32,16")
+    return Shape(*map(int, numbers))
 
 
 def benchmark_loader(given: Namespace, command: str) -> None:

@@ -21,9 +21,12 @@ def versions() -> dict[str, str]:
     return found | {"commit": commit()}
 
 
-def commit() -> str:
-    """``git describe`` of the checkout that this file lies in, ``-dirty`` where it has changes; ``unknown`` outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+def commit(folder: Path = Path(__file__).parent) -> str:
+    """``git describe`` of the checkout that ``folder`` lies in, by default this source's; ``unknown`` outside of one.
+
+    ``-dirty`` where it has changes.
+    """
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

@@ -20,8 +20,10 @@ from vmreid.benchmarks.figures import covered
 from vmreid.benchmarks.loops import LOOPS, Setup
 from vmreid.benchmarks.rows import Row
 from vmreid.benchmarks.table import HEADINGS, as_text
+from vmreid.distributed import place_from_environment, start_process_group, stop_process_group
 from vmreid.engine.deepspeed_config import read_deepspeed_config
 from vmreid.errors import UserError
+from vmreid.kernels import choose_backend
 from vmreid.models import ReIDModel
 from vmreid.recipes import find_recipe, load_recipe
 from vmreid.timing import fitted_exponent
@@ -139,13 +141,14 @@ def test_what_is_out_of_memory_is_said_and_what_an_ended_run_measured_is_kept(ra
     assert together == 1, "a model was kept while the next was measured"
 
 
-def trained(loop: str, settings: list[str]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def trained(loop: str, settings: list[str], device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """One rank. Parameters before and after two steps of a small model."""
     forget_deepspeed_groups()
     recipe = load_recipe("note", {}, [*settings, "data.image_size=[64, 32]"])
     _, deepspeed = read_deepspeed_config("zero1_bf16", find_recipe("note"))
     torch.manual_seed(0)
-    built = LOOPS[loop](Setup(recipe, deepspeed, "torch", torch.device("cpu")))
+    scan_backend, _ = choose_backend("auto", torch.device(device))
+    built = LOOPS[loop](Setup(recipe, deepspeed, scan_backend, torch.device(device)))
     start, end = ({name: value.detach().clone() for name, value in built.module.named_parameters()} for _ in range(2))
     for _ in range(2):
         built.step()
@@ -174,6 +177,24 @@ def test_with_and_without_deepspeed_the_same_is_trained(ranks, backbone, optim, 
         assert difference <= tolerance * moved[name] + 1e-6, name
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("backbone", ["VIT-S", "VMAMBA-T"])
+def test_as_cuda_graphs_the_same_is_trained(backbone):
+    settings = [*SMALL[backbone], f"model.backbone={backbone}", "optim.name=sgd", "optim.lr=1"]
+    start_process_group(place_from_environment())
+    try:
+        (start, plain), (same_start, graph) = (trained(loop, settings, "cuda") for loop in ("plain", "plain graph"))
+    finally:
+        stop_process_group()
+    assert max(differences(start, same_start).values()) == 0
+    moved = differences(start, plain)
+    assert sum(move > 1e-5 for move in moved.values()) > 0.9 * len(moved), "the steps must move what is compared"
+    for name, difference in differences(plain, graph).items():
+        if name.endswith(NO_GRADIENT):
+            continue
+        assert difference <= 2e-2 * moved[name] + 1e-5, name
+
+
 @pytest.mark.parametrize(
     ("spans", "length"),
     [([], 0), ([(2, 5)], 3), ([(4, 6), (0, 1)], 3), ([(0, 4), (2, 6)], 6), ([(0, 9), (2, 3), (8, 10)], 10)],
@@ -197,6 +218,11 @@ def test_the_table_says_where_memory_ran_out():
         (["--tokens", "many"], "'many'", "--help"),
         (["--batch_size", "66"], "--batch_size 66", "multiple of 4"),
         (["--batch_size", "0"], "--batch_size 0", "multiple of 4"),
+        (["--against", "tim"], "--against tim", "are timm and vmamba=PATH"),
+        (["--backbones", "MAMBA-S", "--against", "timm"], "none of MAMBA-S", "such as VIT-S"),
+        (["--against", "vmamba=nowhere"], "none of VIT-S, MAMBA-S, MAMBA-V2", "such as VMAMBA-T"),
+        (["--backbones", "VMAMBA-T", "--against", "vmamba=nowhere"], "vmamba=nowhere", "checkout of github.com/MzeroMiko/VMamba"),
+        (["--backbones", "VMAMBA-T", "--against", "vmamba=a", "vmamba=b"], "vmamba=b", "give one"),
         (["--out", "missing/it.json"], "missing", "make it first"),
         (["--token", "9"], "--token", "did you mean --tokens?"),
     ],

@@ -1,15 +1,17 @@
-"""The training loops that are compared: DeepSpeed's engine as training uses it, the same without, and timm's bare network."""
+"""The training loops that are compared: DeepSpeed's engine as training uses it, the same without, and bare networks of others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vmreid.benchmarks.vmamba_checkout import NETWORKS
 from vmreid.data.streams import Batch
 from vmreid.engine.deepspeed_config import with_derived_keys
 from vmreid.engine.start import make_engine
@@ -26,12 +28,13 @@ CLASSES = 1000
 
 @dataclass(frozen=True)
 class Setup:
-    """What a loop trains, and on what. ``deepspeed`` is the JSON as it stands in ``ds_configs``."""
+    """What a loop trains, and on what. ``deepspeed`` is the JSON as in ``ds_configs``; ``vmamba`` builds its network."""
 
     recipe: Recipe
     deepspeed: dict[str, Any]
     scan_backend: str
     device: torch.device
+    vmamba: Callable[[], nn.Module] | None = None
 
     def derived_config(self) -> dict[str, Any]:
         """The config that DeepSpeed gets from this one process; the bare loop clips by it too."""
@@ -61,19 +64,33 @@ def deepspeed_loop(setup: Setup) -> Loop:
     return Loop(module, lambda: engine(batch).loss, engine.backward, engine.step, engine.destroy)
 
 
-def plain_loop(setup: Setup) -> Loop:
-    """The same module, precision, clipping and optimizer in a bare PyTorch loop."""
+def plain_loop(setup: Setup, graph: bool = False) -> Loop:
+    """The same module, precision, clipping and optimizer in a bare PyTorch loop; ``graph``: the backbone as CUDA graphs."""
     module, batch = _training_module(setup), random_batch(setup)
+    if graph:
+        _make_graphs(module.model.backbone, setup)
     optimizer = build_optimizer(module.model, setup.recipe.optim)
     return _bare(module, optimizer, lambda: module(batch).loss, setup.derived_config()["gradient_clipping"], setup.device)
 
 
 def timm_loop(setup: Setup) -> Loop:
-    """timm's ViT as a classifier: cross entropy, AdamW, no clipping, no re-ID head."""
-    settings, optim = setup.recipe.model, setup.recipe.optim
-    size = setup.recipe.data.image_size
-    network = timm_vit(size, settings.patch, **resolved(settings), classes=CLASSES).to(setup.device)
-    batch = random_batch(setup)
+    """timm's ViT as a classifier."""
+    settings = setup.recipe.model
+    return _classifier(timm_vit(setup.recipe.data.image_size, settings.patch, **resolved(settings), classes=CLASSES), setup)
+
+
+def vmamba_loop(setup: Setup, graph: bool = False) -> Loop:
+    """VMamba's own network, of the user's checkout, as a classifier; ``graph``: as CUDA graphs."""
+    assert setup.vmamba
+    return _classifier(setup.vmamba(), setup, graph)
+
+
+def _classifier(network: nn.Module, setup: Setup, graph: bool = False) -> Loop:
+    """Cross entropy, AdamW, no clipping, no re-ID head."""
+    network.to(setup.device)
+    batch, optim = random_batch(setup), setup.recipe.optim
+    if graph:
+        _make_graphs(network, setup)
     fused = setup.device.type == "cuda"
     optimizer = torch.optim.AdamW(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=fused)
 
@@ -84,12 +101,21 @@ def timm_loop(setup: Setup) -> Loop:
     return _bare(network, optimizer, loss, 0, setup.device)
 
 
-LOOPS = {"deepspeed": deepspeed_loop, "plain": plain_loop, "timm": timm_loop}
+LOOPS: dict[str, Callable[[Setup], Loop]] = {
+    "deepspeed": deepspeed_loop,
+    "plain": plain_loop,
+    "timm": timm_loop,
+    "vmamba": vmamba_loop,
+    "plain graph": partial(plain_loop, graph=True),
+    "vmamba graph": partial(vmamba_loop, graph=True),
+}
+PEERS = {"timm": ["timm"], "vmamba": ["vmamba", "plain graph", "vmamba graph"]}  # the loops that a peer adds
 
 
-def loops_of(backbone: str) -> list[str]:
-    """Names of the loops that can train ``backbone``."""
-    return [name for name in LOOPS if name != "timm" or BACKBONES[backbone].family is ViT]
+def loops_of(backbone: str, peers: Collection[str]) -> list[str]:
+    """Names of the loops that can train ``backbone``, with those of the ``peers`` that have it too."""
+    has = {"timm": BACKBONES[backbone].family is ViT, "vmamba": backbone in NETWORKS}
+    return ["deepspeed", "plain", *(loop for peer, loops in PEERS.items() if peer in peers and has[peer] for loop in loops)]
 
 
 def random_batch(setup: Setup) -> Batch:
@@ -107,6 +133,13 @@ def _training_module(setup: Setup) -> TrainingModule:
     backbone = build_backbone(setup.recipe.model, data.image_size, setup.scan_backend)
     model = ReIDModel(backbone, CLASSES, data.mean, data.std).to(setup.device)
     return TrainingModule(model, setup.recipe.loss)
+
+
+def _make_graphs(network: nn.Module, setup: Setup) -> None:
+    """Let the network's forward and backward each be one CUDA graph from now on, in the loops' precision."""
+    images_BCHW = torch.zeros(setup.recipe.train.batch_size, 3, *setup.recipe.data.image_size, device=setup.device)
+    with torch.autocast(setup.device.type, dtype=torch.bfloat16, cache_enabled=False):
+        torch.cuda.make_graphed_callables(network, (images_BCHW,))
 
 
 def _bare(

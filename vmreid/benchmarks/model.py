@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,10 +12,12 @@ import torch
 from vmreid.benchmarks.figures import Figures, measure
 from vmreid.benchmarks.loops import CLASSES, LOOPS, Setup, loops_of
 from vmreid.benchmarks.rows import Row
+from vmreid.benchmarks.tokens import map_of
+from vmreid.benchmarks.vmamba_checkout import NETWORKS, PREFIX, VMambaCheckout
 from vmreid.engine.deepspeed_config import precision_name, read_deepspeed_config
 from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
-from vmreid.models.registry import check_backbone
+from vmreid.models.registry import check_backbone, scans_maps
 from vmreid.precision import computes_bf16
 from vmreid.recipes import Recipe, find_recipe, load_recipe
 from vmreid.timing import device_name
@@ -26,21 +27,30 @@ RECIPE = "note"  # gives all that --backbones, --tokens and --batch_size leave o
 
 
 class ModelBenchmark:
-    """What is to be measured, checked before anything is. Raises UserError for a name or a number that cannot be."""
+    """What is to be measured, checked before anything is. Raises UserError for a name or a number that cannot be.
 
-    def __init__(self, backbones: list[str], tokens: list[int], batch_size: int, device: torch.device) -> None:
+    ``against``: "timm" or "vmamba=PATH", each for the backbones that it has too; nothing: timm for those.
+    """
+
+    def __init__(
+        self, backbones: list[str], tokens: list[int], batch_size: int, against: list[str], device: torch.device
+    ) -> None:
         self.device, self.batch_size = device, batch_size
         self.recipes = {(backbone, count): _recipe(backbone, count, batch_size) for backbone in backbones for count in tokens}
         recipe = next(iter(self.recipes.values()))
         _, self.deepspeed = read_deepspeed_config(recipe.deepspeed_config, find_recipe(RECIPE))
-        self.scan_backend, self.scan_reason = choose_backend(recipe.model.scan_backend, device)
-        self.cases = [(backbone, count, loop) for backbone, count in self.recipes for loop in loops_of(backbone)]
+        self.scan_backend, self.scan_reason = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))
+        self.vmamba = _vmamba(against, backbones, device)
+        build = self.vmamba.network if self.vmamba else None
+        self.networks = {name: build(name) for name in backbones if build and name in NETWORKS}
+        peers = {word.partition("=")[0] for word in against or ["timm"]}
+        self.cases = [(backbone, count, loop) for backbone, count in self.recipes for loop in loops_of(backbone, peers)]
 
     def rows(self) -> Iterator[Row]:
         """In a process group of one. Measure one case after the other, and release its memory."""
         for backbone, count, loop in self.cases:
             recipe = self.recipes[backbone, count]
-            setup = Setup(recipe, self.deepspeed, self.scan_backend, self.device)
+            setup = Setup(recipe, self.deepspeed, self.scan_backend, self.device, self.networks.get(backbone))
             figures = None
             with contextlib.suppress(torch.OutOfMemoryError):
                 figures = _figures(loop, setup)
@@ -62,7 +72,25 @@ class ModelBenchmark:
             "precision": precision_name(self.deepspeed, computes_bf16(self.device)),
             "scan_backend": self.scan_backend,
             "scan_reason": self.scan_reason,
+            "peers": {"vmamba": str(self.vmamba)} if self.vmamba else {},
         }
+
+
+def _vmamba(against: list[str], backbones: list[str], device: torch.device) -> VMambaCheckout | None:
+    """The checkout that ``against`` names, if any, when all of it is found to be a peer of one of the backbones."""
+    paths = []
+    for word in dict.fromkeys(against):
+        peer = word.partition("=")[0]
+        if word != "timm" and not word.startswith(PREFIX):
+            raise UserError(f"--against {word}: unknown; the peers of whole models are timm and vmamba=PATH")
+        if all(loops_of(name, {peer}) == loops_of(name, ()) for name in backbones):
+            example = "VIT-S" if peer == "timm" else "VMAMBA-T"
+            raise UserError(f"--against {word}: has none of {', '.join(backbones)}; add a backbone such as {example}")
+        if word.startswith(PREFIX):
+            paths.append(word)
+    if len(paths) > 1:
+        raise UserError(f"--against {paths[1]}: a second checkout; give one")
+    return VMambaCheckout(paths[0], device) if paths else None
 
 
 def _recipe(backbone: str, tokens: int, batch_size: int) -> Recipe:
@@ -72,13 +100,7 @@ def _recipe(backbone: str, tokens: int, batch_size: int) -> Recipe:
     pictures = recipe.data.pictures_per_identity
     if batch_size < 1 or batch_size % pictures:
         raise UserError(f"--batch_size {batch_size}: must be a multiple of {pictures}, the pictures of an identity in a batch")
-    width = max(1, round(math.sqrt((tokens - 1) / 2))) if tokens > 1 else 1
-    if tokens != 2 * width**2 + 1:
-        raise UserError(
-            f"--tokens {tokens}: must be 2·m² + 1, the patches of a picture twice as high as wide and the class token; the "
-            f"nearest is {2 * width**2 + 1}"
-        )
-    size = [2 * width * recipe.model.patch, width * recipe.model.patch]
+    size = [side * recipe.model.patch for side in map_of(tokens)]
     flags = {"model.backbone": ("--backbones", backbone), "train.batch_size": ("--batch_size", str(batch_size))}
     return load_recipe(RECIPE, flags, [f"data.image_size={size}"])
 

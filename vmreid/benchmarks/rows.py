@@ -44,8 +44,8 @@ def growth(rows: Iterable[Row]) -> list[dict[str, Any]]:
         {
             "backbone": backbone,
             "loop": loop,
-            "time_exponent": _exponent({count: one.median_ms for count, one in figures.items()}),
-            "memory_exponent": _exponent({count: one.peak_bytes for count, one in figures.items() if one.peak_bytes}),
+            "time_exponent": exponent({count: one.median_ms for count, one in figures.items()}),
+            "memory_exponent": exponent({count: one.peak_bytes for count, one in figures.items() if one.peak_bytes}),
         }
         for (backbone, loop), figures in measured.items()
     ]
@@ -66,5 +66,6 @@ def deepspeed_cost(rows: Iterable[Row]) -> list[dict[str, Any]]:
     ]
 
 
-def _exponent(cost: dict[int, float] | dict[int, int]) -> float | None:
+def exponent(cost: dict[int, float] | dict[int, int]) -> float | None:
+    """How a cost grows over tokens; None with fewer than two numbers of tokens."""
     return fitted_exponent(dict(cost)) if len(cost) > 1 else None

@@ -15,7 +15,7 @@ HEADINGS = (
 
 def as_text(rows: list[Row]) -> str:
     """One line a row, then the growth over tokens, then what DeepSpeed costs."""
-    grown = [(one["backbone"], one["loop"], _power(one["time_exponent"]), _power(one["memory_exponent"])) for one in growth(rows)]
+    grown = [(one["backbone"], one["loop"], power(one["time_exponent"]), power(one["memory_exponent"])) for one in growth(rows)]
     costs = [
         (one["backbone"], str(one["tokens"]), *(f"{one[part]:+.1f}" for part in ("step_ms", *PARTS)))
         for one in deepspeed_cost(rows)
@@ -48,5 +48,6 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _power(exponent: Any) -> str:
+def power(exponent: Any) -> str:
+    """A growth as a power of n; nothing where it is not known."""
     return "" if exponent is None else f"n^{exponent:.2f}"
