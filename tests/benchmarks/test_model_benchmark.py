@@ -147,7 +147,7 @@ def trained(loop: str, settings: list[str], device: str = "cpu") -> tuple[dict[s
     recipe = load_recipe("note", {}, [*settings, "data.image_size=[64, 32]"])
     _, deepspeed = read_deepspeed_config("zero1_bf16", find_recipe("note"))
     torch.manual_seed(0)
-    scan_backend, _ = choose_backend("auto", torch.device(device))
+    scan_backend, _ = choose_backend("auto", torch.device(device), maps=True)
     built = LOOPS[loop](Setup(recipe, deepspeed, scan_backend, torch.device(device)))
     start, end = ({name: value.detach().clone() for name, value in built.module.named_parameters()} for _ in range(2))
     for _ in range(2):
