@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.kernels.test_ss2d import NAMES, by_loops, make_inputs
+from vmreid.errors import UserError
 from vmreid.kernels import fused
 from vmreid.kernels.ss2d import ss2d, ss2d_then_token
 
@@ -109,3 +110,9 @@ def test_steps_that_are_tiny_or_huge_lose_nothing(bias: float, emulated: None) -
     for name, one, other in zip(("y", *NAMES), (y, *found), (wanted, *sought), strict=True):
         error = (one.double() - other).abs().max() / other.abs().max().clamp_min(1e-30)
         assert error < 3e-6 or other.abs().max() < 1e-25, f"{name}: {error}"
+
+
+def test_a_path_that_is_too_long_for_its_arithmetic_is_an_error_in_words() -> None:
+    inputs = make_inputs(1, 2**16, batch=1, channels=1, states=1, dtype=torch.float32)
+    with pytest.raises(UserError, match=r"65536 places in columns of 65536.*below 2\^32; take model.scan_backend=torch"):
+        ss2d(*inputs, "fused")

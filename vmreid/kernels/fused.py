@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from vmreid.errors import UserError
+
 DIRECTIONS, TILE, CHANNELS, WARPS = 4, 32, 16, 4  # as in ss2d.cu: steps a tile, channels a warp; two directions a block
 GROUPS = WARPS // 2
 STATES = 16  # of one kernel
@@ -225,6 +227,10 @@ def _walk(
     x_BLD, dt_BLKD = _rows(x_BLD), _rows(dt_BLKD)
     if height == 1 or width == 1:
         height, width = length, 1
+    if length * height >= 2**32:  # beyond it the kernels' division of a position by the height is not exact
+        raise UserError(
+            f"a map of {length} places in columns of {height}: fused needs a product below 2^32; take model.scan_backend=torch"
+        )
     magic = 0 if height == 1 else -(-(2**32) // height)
     tensors = [BC_BLKN.float().contiguous(), A_KDN.contiguous(), D_KD.contiguous(), bias_KD.contiguous()]
     sizes = [(length, channels), (height, width), magic]
