@@ -18,12 +18,13 @@ from tiny import SMALL, command_on_ranks, differences, forget_deepspeed_groups
 from launcher import benchmark
 from vmreid.benchmarks.figures import covered
 from vmreid.benchmarks.loops import LOOPS, Setup
+from vmreid.benchmarks.model import ModelBenchmark
 from vmreid.benchmarks.rows import Row
 from vmreid.benchmarks.table import HEADINGS, as_text
 from vmreid.distributed import place_from_environment, start_process_group, stop_process_group
 from vmreid.engine.deepspeed_config import read_deepspeed_config
 from vmreid.errors import UserError
-from vmreid.kernels import choose_backend
+from vmreid.kernels import choose_backend, fused, mamba_ssm_scan
 from vmreid.models import ReIDModel
 from vmreid.recipes import find_recipe, load_recipe
 from vmreid.timing import fitted_exponent
@@ -96,7 +97,18 @@ def test_the_setting_says_what_the_figures_hold_for(vit):
     assert setting["versions"]["torch"] == torch.__version__
     assert {"deepspeed", "timm", "commit"} <= setting["versions"].keys()
     assert setting["deepspeed"] == json.loads(Path("ds_configs/zero1_bf16.json").read_text())
-    assert setting["scan_reason"].startswith(setting["scan_backend"])
+    assert setting["scan_reason"]["VIT-T"].startswith(setting["scan_backend"]["VIT-T"])
+
+
+def test_each_backbone_gets_the_scan_that_training_would_give_it(monkeypatch):
+    monkeypatch.setattr(fused, "probe", lambda: (True, "NVRTC compiles"))
+    monkeypatch.setattr(mamba_ssm_scan, "probe", lambda: (True, "mamba_ssm imports"))
+    scans = ModelBenchmark(["VIT-S", "MAMBA-V2", "VIM-T"], [9], 4, [], torch.device("cuda")).scans
+    assert {name: backend for name, (backend, _) in scans.items()} == {
+        "VIT-S": "mamba_ssm",
+        "MAMBA-V2": "fused",
+        "VIM-T": "mamba_ssm",
+    }
 
 
 class PowerCut(Exception):

@@ -39,7 +39,10 @@ class ModelBenchmark:
         self.recipes = {(backbone, count): _recipe(backbone, count, batch_size) for backbone in backbones for count in tokens}
         recipe = next(iter(self.recipes.values()))
         _, self.deepspeed = read_deepspeed_config(recipe.deepspeed_config, find_recipe(RECIPE))
-        self.scan_backend, self.scan_reason = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))
+        self.scans = {
+            backbone: choose_backend(one.model.scan_backend, device, scans_maps(one.model))
+            for (backbone, _), one in self.recipes.items()
+        }
         self.vmamba = _vmamba(against, backbones, device)
         build = self.vmamba.network if self.vmamba else None
         self.networks = {name: build(name) for name in backbones if build and name in NETWORKS}
@@ -50,7 +53,7 @@ class ModelBenchmark:
         """In a process group of one. Measure one case after the other, and release its memory."""
         for backbone, count, loop in self.cases:
             recipe = self.recipes[backbone, count]
-            setup = Setup(recipe, self.deepspeed, self.scan_backend, self.device, self.networks.get(backbone))
+            setup = Setup(recipe, self.deepspeed, self.scans[backbone][0], self.device, self.networks.get(backbone))
             figures = None
             with contextlib.suppress(torch.OutOfMemoryError):
                 figures = _figures(loop, setup)
@@ -70,8 +73,8 @@ class ModelBenchmark:
             "recipe": RECIPE,
             "deepspeed": self.deepspeed,
             "precision": precision_name(self.deepspeed, computes_bf16(self.device)),
-            "scan_backend": self.scan_backend,
-            "scan_reason": self.scan_reason,
+            "scan_backend": {backbone: backend for backbone, (backend, _) in self.scans.items()},
+            "scan_reason": {backbone: reason for backbone, (_, reason) in self.scans.items()},
             "peers": {"vmamba": str(self.vmamba)} if self.vmamba else {},
         }
 

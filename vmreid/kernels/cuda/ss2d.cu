@@ -4,10 +4,10 @@
 //   T steps are taken together, their states in registers.
 //
 // A warp owns 16 channels (a sector of 32 bytes in half precision) of one picture in one direction. It walks the path in
-// tiles of 32 steps; the next tile is copied to shared memory while one is computed. Two directions that read the same path
+// tiles of 32 steps; the two next ones are copied to shared memory while one is computed. Two directions that read the same path
 // from its two ends run at the same time: until they meet, neither is where the other has been, so both add to y (and dx)
 // without atomics, in the same order in every run. Then rows give way to columns.
-// A step or a channel that is not there has delta = 0: it keeps the state.
+// A step that is not there has delta = 0, so it keeps the state; a channel that is not there has x = dy = 0.
 //
 // dB and dC are sums over all channels: over a warp's 16 here, over warps by the caller.
 // Inside, delta counts in units of ln 2: exp(delta A) is then exp2(delta A), and softplus is log2(1 + exp2(z log2 e)). So
@@ -81,6 +81,7 @@ DEVICE void read(const float* from, float* to) {
     } else
         to[0] = from[0];
 }
+
 // log2(1 + exp2(z)).
 DEVICE float softplus2(float z) {
     const float e = exp2_(z);
@@ -92,6 +93,7 @@ DEVICE float softplus2(float z) {
     return less_(30.f, z, z, less_(e, 0.0078125f, near, log2_(1.f + e)));
 }
 
+// As `fold`, by the exchange of halves: a lane keeps one of its two and sends the other.
 template <int COUNT, int LANES, int STEP>
 DEVICE void halve(const Lane& at, float* v) {
     if constexpr (LANES > 1) {
