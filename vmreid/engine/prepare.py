@@ -15,7 +15,8 @@ import torch
 from vmreid.data.identity_batches import IdentityBatches, check_split_over_ranks
 from vmreid.data.sets import ShardSet, digest_of_sets, training_sets, with_whole_paths
 from vmreid.engine.checkpoint import check_resumable
-from vmreid.engine.deepspeed_config import accumulation_steps, check_precision, read_deepspeed_config
+from vmreid.engine.deepspeed_config import accumulation_steps, check_precision, read_deepspeed_config, zero_stage
+from vmreid.engine.step_kernels import check_compile
 from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
 from vmreid.models.registry import check_backbone, scans_maps, weights_file
@@ -30,6 +31,7 @@ MAY_CHANGE_ON_RESUME = (
     "data.skip_unreadable",
     "train.checkpoint_epochs",
     "train.checkpoint_steps",
+    "train.recompute",
     "evaluation.metric",
     "evaluation.batch_size",
     "evaluation.both_directions",
@@ -63,6 +65,8 @@ def prepare(recipe: Recipe, recipe_file: Path, out: Path, resume: bool, world: i
     check_backbone(recipe.model)
     deepspeed_path, deepspeed = read_deepspeed_config(recipe.deepspeed_config, recipe_file)
     check_precision(deepspeed, recipe.model.backbone, deepspeed_path)
+    if recipe.train.compile:
+        check_compile(device, zero_stage(deepspeed))
     check_split_over_ranks(recipe.identities_per_batch, world, accumulation_steps(deepspeed))
     scan_backend, scan_reason = choose_backend(
         recipe.model.scan_backend, device, scans_maps(recipe.model), recipe.train.deterministic

@@ -8,6 +8,7 @@ import math
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -24,6 +25,7 @@ from vmreid.engine.guard import first_non_finite, non_finite
 from vmreid.engine.memory import peak_bytes
 from vmreid.engine.prepare import Plan, identity_batches
 from vmreid.engine.start import make_engine
+from vmreid.engine.step_kernels import compile_module, recompute_blocks
 from vmreid.engine.training_module import StepResult, TrainingModule
 from vmreid.models import BACKBONES, ReIDModel, build_backbone
 from vmreid.models.registry import load_weights
@@ -36,6 +38,17 @@ class StepLogger(Protocol):
     """Where a step's numbers go besides ``log.jsonl``."""
 
     def log(self, step: int, values: dict[str, float]) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepTaken:
+    """An optimizer step whose numbers may still be under way on the device; ``seconds`` as the host saw it."""
+
+    step: int  # from 1
+    rate: float
+    results: list[StepResult]
+    gradient_norm: torch.Tensor | float  # before clipping
+    seconds: float
 
 
 class Trainer:
@@ -52,7 +65,11 @@ class Trainer:
         self.steps = recipe.train.epochs * self.steps_per_epoch
         model, self.weights_report = build_model(plan, self.batches.classes)
         model.to(place.device)
+        if recipe.train.recompute:
+            recompute_blocks(model.backbone)
         self.accumulation = accumulation_steps(plan.deepspeed)
+        if recipe.train.compile:
+            compile_module(model.backbone, accumulates=self.accumulation > 1)
         config = with_derived_keys(plan.deepspeed, recipe.train.batch_size, place.world, computes_bf16(place.device))
         self.engine = make_engine(TrainingModule(model, recipe.loss), build_optimizer(model, recipe.optim), config)
         self.step = 0
@@ -70,16 +87,20 @@ class Trainer:
         recipe = self.plan.recipe
         loader = self.stream.loader(recipe.data.workers)
         log = StepLog(self.plan, self.step, self.steps, logger) if self.place.rank == 0 else None
+        taken: StepTaken | None = None
         while self.step < self.steps:
             begin = time.monotonic()
             seed_everything(recipe.seed, self.step, self.place.rank)
             rate = learning_rate(recipe.optim, self.step, self.steps, self.steps_per_epoch)
-            results, gradient_norm = self._optimizer_step(loader, rate)
+            first = self._forward(loader)
+            if taken:
+                self._account(taken, log)  # while the device is at the next forward
+            results, gradient_norm = self._finish_step(first, loader, rate)
             self.step += 1
-            if log:
-                epoch = (self.step - 1) // self.steps_per_epoch
-                log.write(self.step, epoch, rate, results, gradient_norm, recipe.train.batch_size / (time.monotonic() - begin))
+            taken = StepTaken(self.step, rate, results, gradient_norm, time.monotonic() - begin)
             if self._saves():
+                self._account(taken, log)
+                taken = None
                 state = TrainingState(self.step, self.place.world, self.plan.data_digest)
                 save_checkpoint(self.engine, self.plan.folder, state)
         if log:
@@ -91,31 +112,43 @@ class Trainer:
         periods = (train.checkpoint_epochs * self.steps_per_epoch, train.checkpoint_steps or self.steps, self.steps)
         return any(self.step % period == 0 for period in periods)
 
-    def _optimizer_step(self, loader: Iterator[Batch], rate: float) -> tuple[list[StepResult], float]:
-        """All ranks. One optimizer step; the micro-batches' results and the gradient norm before clipping."""
+    def _forward(self, loader: Iterator[Batch]) -> tuple[Batch, StepResult]:
+        """All ranks. The next micro-batch and its losses, which nobody has waited for."""
+        batch = to_device(next(loader), self.place.device)
+        return batch, self.engine(batch)
+
+    def _finish_step(
+        self, first: tuple[Batch, StepResult], loader: Iterator[Batch], rate: float
+    ) -> tuple[list[StepResult], torch.Tensor | float]:
+        """All ranks. What is left of an optimizer step; the micro-batches' results and the gradient norm before clipping."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         results = []
-        for _ in range(self.accumulation):
-            batch = to_device(next(loader), self.place.device)
-            result: StepResult = self.engine(batch)
+        for number in range(self.accumulation):
+            batch, result = self._forward(loader) if number else first
             if not math.isfinite(result.loss.item()):  # equal on all ranks, so all stop
-                self._stop(first_non_finite(self.engine.module, batch))
+                self._stop(self.step + 1, first_non_finite(self.engine.module, batch))
             self.engine.backward(result.loss)
             norm_at_stage_0 = self._norm_at_stage_0()
             self.engine.step()
             results.append(result)
-        norm = float(self.engine.get_global_grad_norm() if norm_at_stage_0 is None else norm_at_stage_0)
-        if not math.isfinite(norm):
-            self._stop(f"gradient norm {norm}, while the loss was finite")
-        return results, norm
+        return results, self.engine.get_global_grad_norm() if norm_at_stage_0 is None else norm_at_stage_0
 
-    def _stop(self, where: str) -> NoReturn:
+    def _account(self, taken: StepTaken, log: StepLog | None) -> None:
+        """All ranks. Stop where a step's gradient was not finite, or write its numbers on rank 0."""
+        norm = float(taken.gradient_norm)
+        if not math.isfinite(norm):
+            self._stop(taken.step, f"gradient norm {norm}, while the loss was finite")
+        if log:
+            epoch = (taken.step - 1) // self.steps_per_epoch
+            log.write(taken, epoch, norm, self.plan.recipe.train.batch_size / taken.seconds)
+
+    def _stop(self, step: int, where: str) -> NoReturn:
         """All ranks. End at a non-finite value; rank 0 keeps a line of it, which a resume leaves alone."""
         if self.place.rank == 0:
             with self.plan.folder.non_finite_file.open("a") as file:
-                file.write(json.dumps({"step": self.step + 1, "where": where}) + "\n")
-        raise non_finite(self.step + 1, where)
+                file.write(json.dumps({"step": step, "where": where}) + "\n")
+        raise non_finite(step, where)
 
     def _norm_at_stage_0(self) -> torch.Tensor | None:
         """DeepSpeed keeps no norm without ZeRO, so it is taken here, before the step clears the gradients."""
@@ -150,10 +183,9 @@ class StepLog:
         self._progress = Reporter("training step", steps, done=step)
         self._progress.__enter__()
 
-    def write(
-        self, step: int, epoch: int, rate: float, results: list[StepResult], gradient_norm: float, images_per_s: float
-    ) -> None:
+    def write(self, taken: StepTaken, epoch: int, gradient_norm: float, images_per_s: float) -> None:
         """Means over the micro-batches; ``batch_digest`` covers the pixels of the global batch in its order."""
+        step, rate, results = taken.step, taken.rate, taken.results
         pictures = np.concatenate([result.pictures_B2.cpu().numpy() for result in results])
         values = {
             "loss": _mean(result.loss.detach() for result in results),

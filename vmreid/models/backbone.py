@@ -14,6 +14,10 @@ class Backbone(nn.Module):
 
     dim: int
 
+    def repeated_blocks(self) -> list[nn.Module]:
+        """The blocks between stem and final norm, first to last."""
+        raise NotImplementedError
+
     def load_published(self, state: dict[str, torch.Tensor], name: str) -> str:
         """Load a published state dict from the file ``name``, and return a one-line report of what was matched.
 

@@ -41,6 +41,9 @@ class MambaS(Backbone):
         self.norm = nn.LayerNorm(dim)
         initialise_weights(self)
 
+    def repeated_blocks(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """[B, 3, height, width], normalised, to features [B, dim]."""
         x_BLC = self.tokens(image_BCHW)

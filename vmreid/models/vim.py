@@ -78,6 +78,9 @@ class Vim(Backbone):
         self.norm = RMSNorm(dim)
         initialise_weights(self)
 
+    def repeated_blocks(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """[B, 3, height, width], normalised, to features [B, dim]."""
         patches_BLC = self.project(image_BCHW).flatten(2).transpose(1, 2)

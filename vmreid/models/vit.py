@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from vmreid.compat import prepare_torchvision
 from vmreid.errors import UserError
@@ -48,6 +49,9 @@ class ViT(Backbone):
         self.dim, self.grid = dim, (image_size[0] // patch, image_size[1] // patch)
         self.vit = timm_vit(image_size, patch, dim, depth, heads, classes=0, layer_scale=layer_scale)
         initialise_weights(self)
+
+    def repeated_blocks(self) -> list[nn.Module]:
+        return list(self.vit.blocks)
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """[B, 3, height, width], normalised, to features [B, dim]."""

@@ -142,6 +142,9 @@ class VMamba(Backbone):
         self.norm = nn.LayerNorm(self.dim)
         initialise_weights(self)
 
+    def repeated_blocks(self) -> list[nn.Module]:
+        return [block for stage in self.stages for block in stage]
+
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """[B, 3, height, width], normalised, to features [B, dim]."""
         x_BHWC = self.stem(image_BCHW.permute(0, 2, 3, 1))
