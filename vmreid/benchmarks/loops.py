@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,9 @@ from torch import nn
 
 from vmreid.benchmarks.vmamba_checkout import NETWORKS
 from vmreid.data.streams import Batch
-from vmreid.engine.deepspeed_config import with_derived_keys
+from vmreid.engine.deepspeed_config import precision_name, with_derived_keys
 from vmreid.engine.start import make_engine
+from vmreid.engine.step_kernels import compile_module
 from vmreid.engine.training_module import TrainingModule
 from vmreid.models import BACKBONES, ReIDModel, build_backbone
 from vmreid.models.registry import resolved
@@ -24,6 +25,7 @@ from vmreid.precision import computes_bf16
 from vmreid.recipes import Recipe
 
 CLASSES = 1000
+Launch = Literal["eager", "compiled", "graph"]  # compiled: as train.compile does it; graph: eager kernels in a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,10 @@ class Setup:
     def derived_config(self) -> dict[str, Any]:
         """The config that DeepSpeed gets from this one process; the bare loop clips by it too."""
         return with_derived_keys(self.deepspeed, self.recipe.train.batch_size, 1, computes_bf16(self.device))
+
+    def autocast(self) -> bool:
+        """Whether the config's autocast is on here; the bare loops do as it says."""
+        return precision_name(self.deepspeed, computes_bf16(self.device)).startswith("bf16 autocast")
 
 
 @dataclass(frozen=True)
@@ -57,40 +63,38 @@ class Loop:
         self.update()
 
 
-def deepspeed_loop(setup: Setup) -> Loop:
+def deepspeed_loop(setup: Setup, launch: Launch = "eager") -> Loop:
     """What ``Trainer`` steps, less its data and its look at the loss, for which it waits in each step."""
-    module, batch = _training_module(setup), random_batch(setup)
+    module, batch = _training_module(setup, launch), random_batch(setup)
     engine = make_engine(module, build_optimizer(module.model, setup.recipe.optim), setup.derived_config())
     return Loop(module, lambda: engine(batch).loss, engine.backward, engine.step, engine.destroy)
 
 
-def plain_loop(setup: Setup, graph: bool = False) -> Loop:
-    """The same module, precision, clipping and optimizer in a bare PyTorch loop; ``graph``: the backbone as CUDA graphs."""
-    module, batch = _training_module(setup), random_batch(setup)
-    if graph:
-        _make_graphs(module.model.backbone, setup)
+def plain_loop(setup: Setup, launch: Launch = "eager") -> Loop:
+    """The same module, precision, clipping and optimizer in a bare PyTorch loop."""
+    module, batch = _training_module(setup, launch), random_batch(setup)
     optimizer = build_optimizer(module.model, setup.recipe.optim)
-    return _bare(module, optimizer, lambda: module(batch).loss, setup.derived_config()["gradient_clipping"], setup.device)
+    return _bare(module, optimizer, lambda: module(batch).loss, setup, setup.derived_config()["gradient_clipping"])
 
 
-def timm_loop(setup: Setup) -> Loop:
+def timm_loop(setup: Setup, launch: Launch = "eager") -> Loop:
     """timm's ViT as a classifier."""
     settings = setup.recipe.model
-    return _classifier(timm_vit(setup.recipe.data.image_size, settings.patch, **resolved(settings), classes=CLASSES), setup)
+    network = timm_vit(setup.recipe.data.image_size, settings.patch, **resolved(settings), classes=CLASSES)
+    return _classifier(network, setup, launch)
 
 
-def vmamba_loop(setup: Setup, graph: bool = False) -> Loop:
-    """VMamba's own network, of the user's checkout, as a classifier; ``graph``: as CUDA graphs."""
+def vmamba_loop(setup: Setup, launch: Launch = "eager") -> Loop:
+    """VMamba's own network, of the user's checkout, as a classifier."""
     assert setup.vmamba
-    return _classifier(setup.vmamba(), setup, graph)
+    return _classifier(setup.vmamba(), setup, launch)
 
 
-def _classifier(network: nn.Module, setup: Setup, graph: bool = False) -> Loop:
+def _classifier(network: nn.Module, setup: Setup, launch: Launch) -> Loop:
     """Cross entropy, AdamW, no clipping, no re-ID head."""
     network.to(setup.device)
     batch, optim = random_batch(setup), setup.recipe.optim
-    if graph:
-        _make_graphs(network, setup)
+    _set_launch(network, setup, launch)
     fused = setup.device.type == "cuda"
     optimizer = torch.optim.AdamW(network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=fused)
 
@@ -98,24 +102,30 @@ def _classifier(network: nn.Module, setup: Setup, graph: bool = False) -> Loop:
         images_BCHW = (batch.images_BCHW.float() / 255 - 0.5) / 0.5
         return F.cross_entropy(network(images_BCHW), batch.ids_B)
 
-    return _bare(network, optimizer, loss, 0, setup.device)
+    return _bare(network, optimizer, loss, setup, clipping=0)
 
 
-LOOPS: dict[str, Callable[[Setup], Loop]] = {
+EAGER: dict[str, Callable[..., Loop]] = {
     "deepspeed": deepspeed_loop,
     "plain": plain_loop,
     "timm": timm_loop,
     "vmamba": vmamba_loop,
-    "plain graph": partial(plain_loop, graph=True),
-    "vmamba graph": partial(vmamba_loop, graph=True),
 }
-PEERS = {"timm": ["timm"], "vmamba": ["vmamba", "plain graph", "vmamba graph"]}  # the loops that a peer adds
+LOOPS: dict[str, Callable[[Setup], Loop]] = {
+    **EAGER,
+    **{f"{name} compiled": partial(loop, launch="compiled") for name, loop in EAGER.items()},
+    "vmamba graph": partial(vmamba_loop, launch="graph"),
+}
 
 
-def loops_of(backbone: str, peers: Collection[str]) -> list[str]:
-    """Names of the loops that can train ``backbone``, with those of the ``peers`` that have it too."""
+def loops_of(backbone: str, peers: Collection[str], compiled: bool = False) -> list[str]:
+    """Names of the loops that can train ``backbone``, with those of the ``peers`` that have it too; VMamba's best at few
+    pictures is a CUDA graph of its eager kernels, so ``compiled`` adds that."""
     has = {"timm": BACKBONES[backbone].family is ViT, "vmamba": backbone in NETWORKS}
-    return ["deepspeed", "plain", *(loop for peer, loops in PEERS.items() if peer in peers and has[peer] for loop in loops)]
+    names = ["deepspeed", "plain", *(peer for peer in has if peer in peers and has[peer])]
+    if not compiled:
+        return names
+    return [*(f"{name} compiled" for name in names), *(["vmamba graph"] if "vmamba" in names else [])]
 
 
 def random_batch(setup: Setup) -> Batch:
@@ -128,17 +138,22 @@ def random_batch(setup: Setup) -> Batch:
     return Batch(images_BCHW, ids_B, zeros_B, rows_B, rows_B, zeros_B)
 
 
-def _training_module(setup: Setup) -> TrainingModule:
+def _training_module(setup: Setup, launch: Launch) -> TrainingModule:
     data = setup.recipe.data
     backbone = build_backbone(setup.recipe.model, data.image_size, setup.scan_backend)
     model = ReIDModel(backbone, CLASSES, data.mean, data.std).to(setup.device)
+    _set_launch(backbone, setup, launch)
     return TrainingModule(model, setup.recipe.loss)
 
 
-def _make_graphs(network: nn.Module, setup: Setup) -> None:
-    """Let the network's forward and backward each be one CUDA graph from now on, in the loops' precision."""
+def _set_launch(network: nn.Module, setup: Setup, launch: Launch) -> None:
+    """How the network's kernels, forward and backward, come to the device from now on, in the loops' precision."""
+    if launch == "compiled":
+        compile_module(network)
+    if launch != "graph":
+        return
     images_BCHW = torch.zeros(setup.recipe.train.batch_size, 3, *setup.recipe.data.image_size, device=setup.device)
-    with torch.autocast(setup.device.type, dtype=torch.bfloat16, cache_enabled=False):
+    with torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=setup.autocast(), cache_enabled=False):
         torch.cuda.make_graphed_callables(network, (images_BCHW,))
 
 
@@ -146,13 +161,13 @@ def _bare(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss: Callable[[], torch.Tensor],
+    setup: Setup,
     clipping: float,  # largest gradient norm; 0: off
-    device: torch.device,
 ) -> Loop:
     parameters = list(module.parameters())
 
     def forward() -> torch.Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=computes_bf16(device)):
+        with torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=setup.autocast()):
             return loss()
 
     def update() -> None:

@@ -15,8 +15,10 @@ from vmreid.benchmarks.rows import Row
 from vmreid.benchmarks.tokens import map_of
 from vmreid.benchmarks.vmamba_checkout import NETWORKS, PREFIX, VMambaCheckout
 from vmreid.engine.deepspeed_config import precision_name, read_deepspeed_config
+from vmreid.engine.step_kernels import check_compile
 from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
+from vmreid.models import build_backbone
 from vmreid.models.registry import check_backbone, scans_maps
 from vmreid.precision import computes_bf16
 from vmreid.recipes import Recipe, find_recipe, load_recipe
@@ -29,13 +31,23 @@ RECIPE = "note"  # gives all that --backbones, --tokens and --batch_size leave o
 class ModelBenchmark:
     """What is to be measured, checked before anything is. Raises UserError for a name or a number that cannot be.
 
+    ``backbones``: names, each alone or with deviations as the recipe has them in ``model``, as in "VIT-S,depth=5".
     ``against``: "timm" or "vmamba=PATH", each for the backbones that it has too; nothing: timm for those.
+    ``compiled``: all loops as ``train.compile`` has them.
     """
 
     def __init__(
-        self, backbones: list[str], tokens: list[int], batch_size: int, against: list[str], device: torch.device
+        self,
+        backbones: list[str],
+        tokens: list[int],
+        batch_size: int,
+        against: list[str],
+        device: torch.device,
+        compiled: bool = False,
     ) -> None:
         self.device, self.batch_size = device, batch_size
+        if compiled:
+            check_compile(device, 1)
         self.recipes = {(backbone, count): _recipe(backbone, count, batch_size) for backbone in backbones for count in tokens}
         recipe = next(iter(self.recipes.values()))
         _, self.deepspeed = read_deepspeed_config(recipe.deepspeed_config, find_recipe(RECIPE))
@@ -43,11 +55,14 @@ class ModelBenchmark:
             backbone: choose_backend(one.model.scan_backend, device, scans_maps(one.model))
             for (backbone, _), one in self.recipes.items()
         }
-        self.vmamba = _vmamba(against, backbones, device)
+        names = {backbone: one.model.backbone for (backbone, _), one in self.recipes.items()}
+        self.vmamba = _vmamba(against, list(names.values()), device)
         build = self.vmamba.network if self.vmamba else None
-        self.networks = {name: build(name) for name in backbones if build and name in NETWORKS}
+        self.networks = {backbone: build(name) for backbone, name in names.items() if build and backbone in NETWORKS}
         peers = {word.partition("=")[0] for word in against or ["timm"]}
-        self.cases = [(backbone, count, loop) for backbone, count in self.recipes for loop in loops_of(backbone, peers)]
+        self.cases = [
+            (backbone, count, loop) for backbone, count in self.recipes for loop in loops_of(names[backbone], peers, compiled)
+        ]
 
     def rows(self) -> Iterator[Row]:
         """In a process group of one. Measure one case after the other, and release its memory."""
@@ -73,6 +88,7 @@ class ModelBenchmark:
             "recipe": RECIPE,
             "deepspeed": self.deepspeed,
             "precision": precision_name(self.deepspeed, computes_bf16(self.device)),
+            "parameters": {backbone: _parameters(recipe) for (backbone, _), recipe in self.recipes.items()},
             "scan_backend": {backbone: backend for backbone, (backend, _) in self.scans.items()},
             "scan_reason": {backbone: reason for backbone, (_, reason) in self.scans.items()},
             "peers": {"vmamba": str(self.vmamba)} if self.vmamba else {},
@@ -96,16 +112,25 @@ def _vmamba(against: list[str], backbones: list[str], device: torch.device) -> V
     return VMambaCheckout(paths[0], device) if paths else None
 
 
+def _parameters(recipe: Recipe) -> int:
+    """Of the backbone; positions count with the last number of tokens."""
+    with torch.device("meta"):
+        backbone = build_backbone(recipe.model, recipe.data.image_size, "reference")
+    return sum(parameter.numel() for parameter in backbone.parameters())
+
+
 def _recipe(backbone: str, tokens: int, batch_size: int) -> Recipe:
     """The recipe with its backbone, its pictures twice as high as wide, and its batch size."""
-    recipe = load_recipe(RECIPE, {"model.backbone": ("--backbones", backbone)}, [])
+    name, *deviations = backbone.split(",")
+    settings = [f"model.{deviation}" for deviation in deviations]
+    recipe = load_recipe(RECIPE, {"model.backbone": ("--backbones", name)}, settings)
     check_backbone(recipe.model)
     pictures = recipe.data.pictures_per_identity
     if batch_size < 1 or batch_size % pictures:
         raise UserError(f"--batch_size {batch_size}: must be a multiple of {pictures}, the pictures of an identity in a batch")
     size = [side * recipe.model.patch for side in map_of(tokens)]
-    flags = {"model.backbone": ("--backbones", backbone), "train.batch_size": ("--batch_size", str(batch_size))}
-    return load_recipe(RECIPE, flags, [f"data.image_size={size}"])
+    flags = {"model.backbone": ("--backbones", name), "train.batch_size": ("--batch_size", str(batch_size))}
+    return load_recipe(RECIPE, flags, [*settings, f"data.image_size={size}"])
 
 
 def _figures(loop: str, setup: Setup) -> Figures:

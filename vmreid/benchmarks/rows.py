@@ -62,7 +62,7 @@ def deepspeed_cost(rows: Iterable[Row]) -> list[dict[str, Any]]:
             **{part: engine[part] - plain[part] for part in PARTS},
         }
         for (backbone, tokens, loop), engine in figures.items()
-        if loop == "deepspeed" and (plain := figures.get((backbone, tokens, "plain")))
+        if loop.startswith("deepspeed") and (plain := figures.get((backbone, tokens, loop.replace("deepspeed", "plain"))))
     ]
 
 

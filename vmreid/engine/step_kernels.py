@@ -33,7 +33,7 @@ def compile_module(module: nn.Module, accumulates: bool = False) -> None:
     module.compile(mode="reduce-overhead", dynamic=False)
     if accumulates:
         for parameter in module.parameters():
-            parameter.register_hook(torch.clone)
+            parameter.register_hook(torch.clone)  # type: ignore[no-untyped-call]
 
 
 def recompute_blocks(backbone: Backbone) -> None:

@@ -51,7 +51,7 @@ class ViT(Backbone):
         initialise_weights(self)
 
     def repeated_blocks(self) -> list[nn.Module]:
-        return list(self.vit.blocks)
+        return list(self.vit.blocks.children())  # type: ignore[union-attr]
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """[B, 3, height, width], normalised, to features [B, dim]."""

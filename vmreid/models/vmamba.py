@@ -143,7 +143,7 @@ class VMamba(Backbone):
         initialise_weights(self)
 
     def repeated_blocks(self) -> list[nn.Module]:
-        return [block for stage in self.stages for block in stage]
+        return [block for stage in self.stages for block in stage.children()]
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """[B, 3, height, width], normalised, to features [B, dim]."""
