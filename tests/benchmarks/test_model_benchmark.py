@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +119,12 @@ class PowerCut(Exception):
 
 def disturbed(folder: Path) -> tuple[dict[str, Any], int]:
     """One rank. 9 tokens are out of memory, 3 are measured by one loop, then it ends: its file, and models alive at once."""
-    normalise, together, models = ReIDModel.normalise, [], []
+    normalise, together, models = ReIDModel.normalise, [], []  # models: weak, so that they may go
 
     def normalise_or_fail(self: ReIDModel, image_BCHW: torch.Tensor) -> torch.Tensor:
-        if id(self) not in models[-1:]:
-            models.append(id(self))
-            together.append(sum(type(thing) is ReIDModel for thing in gc.get_objects()))
+        if not any(model() is self for model in models):
+            models.append(weakref.ref(self))
+            together.append(sum(model() is not None for model in models))
         if image_BCHW.shape[2] == 64:
             raise torch.OutOfMemoryError
         if len(together) == 4:
@@ -164,10 +164,15 @@ def trained(loop: str, settings: list[str], device: str = "cpu") -> tuple[dict[s
     torch.manual_seed(0)
     scan_backend, _ = choose_backend("auto", torch.device(device), maps=True)
     built = LOOPS[loop](Setup(recipe, deepspeed, scan_backend, torch.device(device)))
-    start, end = ({name: value.detach().clone() for name, value in built.module.named_parameters()} for _ in range(2))
+
+    def parameters() -> dict[str, torch.Tensor]:
+        built.module.show_parameters()
+        return {name: value.detach().clone() for name, value in built.module.model.named_parameters()}
+
+    start = parameters()
     for _ in range(2):
         built.step()
-    end = {name: value.detach().clone() for name, value in built.module.named_parameters()}
+    end = parameters()
     built.close()
     return start, end
 

@@ -13,9 +13,9 @@ from torch import nn
 
 from vmreid.benchmarks.vmamba_checkout import NETWORKS
 from vmreid.data.streams import Batch
+from vmreid.engine.compiled import compile_module
 from vmreid.engine.deepspeed_config import precision_name, with_derived_keys
 from vmreid.engine.start import make_engine
-from vmreid.engine.step_kernels import compile_module
 from vmreid.engine.training_module import TrainingModule
 from vmreid.models import BACKBONES, ReIDModel, build_backbone
 from vmreid.models.registry import resolved
@@ -66,14 +66,14 @@ class Loop:
 def deepspeed_loop(setup: Setup, launch: Launch = "eager") -> Loop:
     """What ``Trainer`` steps, less its data and its look at the loss, for which it waits in each step."""
     module, batch = _training_module(setup, launch), random_batch(setup)
-    engine = make_engine(module, build_optimizer(module.model, setup.recipe.optim), setup.derived_config())
+    engine = make_engine(module, build_optimizer(module, setup.recipe.optim), setup.derived_config())
     return Loop(module, lambda: engine(batch).loss, engine.backward, engine.step, engine.destroy)
 
 
 def plain_loop(setup: Setup, launch: Launch = "eager") -> Loop:
     """The same module, precision, clipping and optimizer in a bare PyTorch loop."""
     module, batch = _training_module(setup, launch), random_batch(setup)
-    optimizer = build_optimizer(module.model, setup.recipe.optim)
+    optimizer = build_optimizer(module, setup.recipe.optim)
     return _bare(module, optimizer, lambda: module(batch).loss, setup, setup.derived_config()["gradient_clipping"])
 
 
@@ -142,8 +142,7 @@ def _training_module(setup: Setup, launch: Launch) -> TrainingModule:
     data = setup.recipe.data
     backbone = build_backbone(setup.recipe.model, data.image_size, setup.scan_backend)
     model = ReIDModel(backbone, CLASSES, data.mean, data.std).to(setup.device)
-    _set_launch(backbone, setup, launch)
-    return TrainingModule(model, setup.recipe.loss)
+    return TrainingModule(model, setup.recipe.loss, launch == "compiled")
 
 
 def _set_launch(network: nn.Module, setup: Setup, launch: Launch) -> None:

@@ -14,8 +14,8 @@ from vmreid.benchmarks.loops import CLASSES, LOOPS, Setup, loops_of
 from vmreid.benchmarks.rows import Row
 from vmreid.benchmarks.tokens import map_of
 from vmreid.benchmarks.vmamba_checkout import NETWORKS, PREFIX, VMambaCheckout
+from vmreid.engine.compiled import check_compile
 from vmreid.engine.deepspeed_config import precision_name, read_deepspeed_config
-from vmreid.engine.step_kernels import check_compile
 from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
 from vmreid.models import build_backbone

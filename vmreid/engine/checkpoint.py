@@ -68,6 +68,7 @@ def _write(engine: Any, folder: RunFolder, name: str, state: TrainingState) -> N
 
 def consolidated_weights(engine: Any) -> dict[str, torch.Tensor]:
     """All ranks. On rank 0 the model's whole state on the CPU, whatever the ZeRO stage; elsewhere an empty dict."""
+    engine.module.show_parameters()
     model = engine.module.model
     weights: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from vmreid.data.streams import Batch
+from vmreid.engine.training_module import TrainingModule
 from vmreid.errors import UserError
 
 
@@ -19,7 +20,7 @@ def non_finite(step: int, where: str) -> UserError:
     )
 
 
-def first_non_finite(module: nn.Module, batch: Batch) -> str:
+def first_non_finite(module: TrainingModule, batch: Batch) -> str:
     """All ranks. Run the forward pass once more, watching; name the first parameter or module output that is not finite."""
     found: list[str] = []
 
@@ -34,6 +35,7 @@ def first_non_finite(module: nn.Module, batch: Batch) -> str:
 
         return hook
 
+    module.show_parameters()
     handles = [child.register_forward_hook(watch(name)) for name, child in module.named_modules() if name]
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # what is compiled calls no hooks
         module(batch)

@@ -15,8 +15,8 @@ import torch
 from vmreid.data.identity_batches import IdentityBatches, check_split_over_ranks
 from vmreid.data.sets import ShardSet, digest_of_sets, training_sets, with_whole_paths
 from vmreid.engine.checkpoint import check_resumable
+from vmreid.engine.compiled import check_compile
 from vmreid.engine.deepspeed_config import accumulation_steps, check_precision, read_deepspeed_config, zero_stage
-from vmreid.engine.step_kernels import check_compile
 from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
 from vmreid.models.registry import check_backbone, scans_maps, weights_file

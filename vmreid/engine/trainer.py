@@ -24,8 +24,8 @@ from vmreid.engine.deepspeed_config import accumulation_steps, precision_name, w
 from vmreid.engine.guard import first_non_finite, non_finite
 from vmreid.engine.memory import peak_bytes
 from vmreid.engine.prepare import Plan, identity_batches
+from vmreid.engine.recompute import recompute_blocks
 from vmreid.engine.start import make_engine
-from vmreid.engine.step_kernels import compile_module, recompute_blocks
 from vmreid.engine.training_module import StepResult, TrainingModule
 from vmreid.models import BACKBONES, ReIDModel, build_backbone
 from vmreid.models.registry import load_weights
@@ -68,10 +68,9 @@ class Trainer:
         if recipe.train.recompute:
             recompute_blocks(model.backbone)
         self.accumulation = accumulation_steps(plan.deepspeed)
-        if recipe.train.compile:
-            compile_module(model.backbone, accumulates=self.accumulation > 1)
         config = with_derived_keys(plan.deepspeed, recipe.train.batch_size, place.world, computes_bf16(place.device))
-        self.engine = make_engine(TrainingModule(model, recipe.loss), build_optimizer(model, recipe.optim), config)
+        module = TrainingModule(model, recipe.loss, recipe.train.compile)
+        self.engine = make_engine(module, build_optimizer(module, recipe.optim), config)
         self.step = 0
         if plan.checkpoint:
             self.step = load_checkpoint(self.engine, plan.folder, plan.checkpoint).step
@@ -161,7 +160,7 @@ class Trainer:
         """What will run: the log's first lines."""
         recipe, plan = self.plan.recipe, self.plan
         precision = precision_name(plan.deepspeed, computes_bf16(self.place.device))
-        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.model.parameters())
         return [
             f"{recipe.model.backbone}: {parameters / 1e6:.1f} M parameters, {self.weights_report}",
             *(each.description() for each in plan.sets),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vmreid.data.streams import Batch
+from vmreid.engine.compiled import FlatBackbone, compile_module
 from vmreid.losses import batch_hard_triplet
 from vmreid.models import ReIDModel
 from vmreid.recipes.schema import Loss
@@ -56,13 +57,22 @@ class TrainingModule(nn.Module):
     BNNeck's statistics and the triplets span the global batch, so the step does not depend on the number of ranks.
     """
 
-    def __init__(self, model: ReIDModel, loss: Loss) -> None:
+    def __init__(self, model: ReIDModel, loss: Loss, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
         self.settings = loss
+        self.flat = FlatBackbone(model.backbone) if compiled else None
+        if self.flat:
+            compile_module(self.flat)
+
+    def show_parameters(self) -> None:
+        """Let ``model`` hold what is trained, wherever DeepSpeed keeps that."""
+        if self.flat:
+            self.flat.show()
 
     def forward(self, batch: Batch) -> StepResult:
-        part_BF = self.model.backbone(self.model.normalise(batch.images_BCHW)).float()
+        backbone = self.flat or self.model.backbone
+        part_BF = backbone(self.model.normalise(batch.images_BCHW)).float()
         feature_BF = _GatherWithGradient.apply(part_BF)  # type: ignore[no-untyped-call]
         facts_B4 = _gather(torch.stack([batch.ids_B, batch.rows_B, batch.checksums_B, batch.replaced_B], dim=1))
         ids_B = facts_B4[:, 0]

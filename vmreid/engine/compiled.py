@@ -1,0 +1,69 @@
+"""The backbone as compiled kernels in CUDA graphs, with few parameters for the optimizer to look after."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from vmreid.errors import UserError
+from vmreid.models.backbone import Backbone
+from vmreid.optim import parameter_groups
+
+
+def check_compile(device: torch.device, zero_stage: int) -> None:
+    """Raise UserError where ``train.compile`` cannot be had."""
+    if device.type != "cuda":
+        raise UserError("train.compile true: makes CUDA graphs, and torch sees no GPU here; leave it out")
+    if zero_stage == 3:
+        raise UserError(
+            "train.compile true: ZeRO stage 3 gathers parameters between a backbone's layers, which one graph cannot; "
+            "take a deepspeed_config of stage 0 to 2, or train.compile=false"
+        )
+
+
+def compile_module(module: nn.Module) -> None:
+    """From the next call on, ``module`` runs as kernels that torch compiles, forward and backward each one CUDA graph."""
+    module.compile(mode="reduce-overhead", dynamic=False)
+
+
+class FlatBackbone(nn.Module):
+    """Calls a backbone with parameters that are cut from two: all that decay, and all that do not.
+
+    DeepSpeed's work on the host follows the number of parameters, about 0.2 ms each in a step, and a graph's does not.
+    The backbone's own parameters are trained no more: ``show`` makes them views of the two.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self._backbone = (backbone,)  # whose parameters are the model's, not this module's
+        self._names: list[list[str]] = []
+        flats = []
+        for group in parameter_groups(backbone, weight_decay=1.0):
+            self._names.append(group["names"])
+            flats.append(torch.cat([parameter.detach().flatten() for parameter in group["params"]]))
+        self.decay = nn.Parameter(flats[0][None])  # two axes, as all that decays
+        self.no_decay = nn.Parameter(flats[1])
+        for flat in self.parameters():  # a graph's next run overwrites the gradients of its last
+            flat.register_hook(torch.clone)  # type: ignore[no-untyped-call]
+        backbone.requires_grad_(False)
+        self.show()
+
+    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """As the backbone's."""
+        feature_BC: torch.Tensor = functional_call(self._backbone[0], self._pieces(), (image_BCHW,))
+        return feature_BC
+
+    @torch.no_grad()
+    def show(self) -> None:
+        """Let the backbone's own parameters be what is trained. DeepSpeed moves the two, so ask again before each look."""
+        for name, piece in self._pieces().items():
+            self._backbone[0].get_parameter(name).data = piece
+
+    def _pieces(self) -> dict[str, torch.Tensor]:
+        pieces: dict[str, torch.Tensor] = {}
+        for names, flat in zip(self._names, (self.decay, self.no_decay), strict=True):
+            shapes = [self._backbone[0].get_parameter(name).shape for name in names]
+            parts = torch.split(flat.flatten(), [shape.numel() for shape in shapes])
+            pieces |= {name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+        return pieces
