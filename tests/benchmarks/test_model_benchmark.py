@@ -159,8 +159,7 @@ def trained(loop: str, settings: list[str], device: str = "cpu") -> tuple[dict[s
     """One rank. Parameters before and after two steps of a small model."""
     forget_deepspeed_groups()
     recipe = load_recipe("note", {}, [*settings, "data.image_size=[64, 32]"])
-    config = "zero1_fp32" if device == "cpu" else "zero1_bf16"  # some CPUs compute in bf16, where rounding is not small
-    _, deepspeed = read_deepspeed_config(config, find_recipe("note"))
+    _, deepspeed = read_deepspeed_config("zero1_fp32", find_recipe("note"))  # in bf16, on some CPUs too, rounding is not small
     torch.manual_seed(0)
     scan_backend, _ = choose_backend("auto", torch.device(device), maps=True)
     built = LOOPS[loop](Setup(recipe, deepspeed, scan_backend, torch.device(device)))
@@ -212,7 +211,7 @@ def test_compiled_the_same_is_trained(backbone):
     for name, difference in differences(plain, graph).items():
         if name.endswith(NO_GRADIENT):
             continue
-        assert difference <= 2e-2 * moved[name] + 1e-5, name
+        assert difference <= 1e-2 * moved[name] + 1e-5, name
 
 
 @pytest.mark.parametrize(

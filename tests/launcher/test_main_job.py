@@ -22,6 +22,7 @@ from shards.sources import image_folder
 from shards.writer import write_shards
 from vmreid.errors import UserError
 from vmreid.models import build_backbone
+from vmreid.precision import computes_bf16
 from vmreid.recipes.schema import Model
 from vmreid.run_folder import RunFolder
 
@@ -131,7 +132,8 @@ def test_pictures_that_cannot_be_written_do_not_cost_the_metrics(project, ranks,
 def test_the_saved_recipe_repeats_the_run(project, ranks):
     ranks.run(1, command_on_ranks, "launcher.train", ["--recipe", "runs/VIT-S/recipe.yaml", "--out", "again/VIT-S"], project)
     losses = [[entry["loss"] for entry in read_json_lines(project / run / "VIT-S/log.jsonl")] for run in ("runs", "again")]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    rounding = 5e-3 if computes_bf16(torch.device("cpu")) else 1e-4  # the demo's precision where the CPU has it
+    assert losses[1] == pytest.approx(losses[0], rel=rounding)
     digests = [
         [entry["batch_digest"] for entry in read_json_lines(project / run / "VIT-S/log.jsonl")] for run in ("runs", "again")
     ]

@@ -13,7 +13,7 @@ from torch import nn
 
 from vmreid.benchmarks.vmamba_checkout import NETWORKS
 from vmreid.data.streams import Batch
-from vmreid.engine.compiled import compile_module
+from vmreid.engine.compiled import as_graphs
 from vmreid.engine.deepspeed_config import precision_name, with_derived_keys
 from vmreid.engine.start import make_engine
 from vmreid.engine.training_module import TrainingModule
@@ -148,7 +148,7 @@ def _training_module(setup: Setup, launch: Launch) -> TrainingModule:
 def _set_launch(network: nn.Module, setup: Setup, launch: Launch) -> None:
     """How the network's kernels, forward and backward, come to the device from now on, in the loops' precision."""
     if launch == "compiled":
-        compile_module(network)
+        network.forward = as_graphs(network.forward)
     if launch != "graph":
         return
     images_BCHW = torch.zeros(setup.recipe.train.batch_size, 3, *setup.recipe.data.image_size, device=setup.device)

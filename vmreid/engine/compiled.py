@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import nn
 from torch.func import functional_call
 
 from vmreid.errors import UserError
-from vmreid.models.backbone import Backbone
+from vmreid.models import ReIDModel
 from vmreid.optim import parameter_groups
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def check_compile(device: torch.device, zero_stage: int) -> None:
@@ -22,21 +28,23 @@ def check_compile(device: torch.device, zero_stage: int) -> None:
         )
 
 
-def compile_module(module: nn.Module) -> None:
-    """From the next call on, ``module`` runs as kernels that torch compiles, forward and backward each one CUDA graph."""
-    module.compile(mode="reduce-overhead", dynamic=False)
+def as_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """``function`` as kernels that torch compiles, its forward and its backward each one CUDA graph."""
+    graphs: Callable[P, R] = torch.compile(function, mode="reduce-overhead", dynamic=False)
+    return graphs
 
 
 class FlatBackbone(nn.Module):
-    """Calls a backbone with parameters that are cut from two: all that decay, and all that do not.
+    """Takes a model's features with parameters of its backbone that are cut from two: all that decay, and all that do not.
 
     DeepSpeed's work on the host follows the number of parameters, about 0.2 ms each in a step, and a graph's does not.
     The backbone's own parameters are trained no more: ``show`` makes them views of the two.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, model: ReIDModel) -> None:
         super().__init__()
-        self._backbone = (backbone,)  # whose parameters are the model's, not this module's
+        self._model = (model,)  # whose parameters are not this module's
+        backbone = model.backbone
         self._names: list[list[str]] = []
         flats = []
         for group in parameter_groups(backbone, weight_decay=1.0):
@@ -50,20 +58,21 @@ class FlatBackbone(nn.Module):
         self.show()
 
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
-        """As the backbone's."""
-        feature_BC: torch.Tensor = functional_call(self._backbone[0], self._pieces(), (image_BCHW,))
-        return feature_BC
+        """As ``ReIDModel.features``."""
+        (model,) = self._model
+        feature_BF: torch.Tensor = functional_call(model.backbone, self._pieces(), (model.normalise(image_BCHW),))
+        return feature_BF
 
     @torch.no_grad()
     def show(self) -> None:
         """Let the backbone's own parameters be what is trained. DeepSpeed moves the two, so ask again before each look."""
         for name, piece in self._pieces().items():
-            self._backbone[0].get_parameter(name).data = piece
+            self._model[0].backbone.get_parameter(name).data = piece
 
     def _pieces(self) -> dict[str, torch.Tensor]:
         pieces: dict[str, torch.Tensor] = {}
         for names, flat in zip(self._names, (self.decay, self.no_decay), strict=True):
-            shapes = [self._backbone[0].get_parameter(name).shape for name in names]
+            shapes = [self._model[0].backbone.get_parameter(name).shape for name in names]
             parts = torch.split(flat.flatten(), [shape.numel() for shape in shapes])
             pieces |= {name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
         return pieces

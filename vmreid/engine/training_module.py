@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from vmreid.data.streams import Batch
-from vmreid.engine.compiled import FlatBackbone, compile_module
+from vmreid.engine.compiled import FlatBackbone, as_graphs
 from vmreid.losses import batch_hard_triplet
 from vmreid.models import ReIDModel
+from vmreid.models.reid import Head
 from vmreid.recipes.schema import Loss
 
 
@@ -61,9 +62,10 @@ class TrainingModule(nn.Module):
         super().__init__()
         self.model = model
         self.settings = loss
-        self.flat = FlatBackbone(model.backbone) if compiled else None
+        self.flat = FlatBackbone(model) if compiled else None
+        self._features, self._judge = model.features, judge
         if self.flat:
-            compile_module(self.flat)
+            self._features, self._judge = as_graphs(self.flat), as_graphs(judge)
 
     def show_parameters(self) -> None:
         """Let ``model`` hold what is trained, wherever DeepSpeed keeps that."""
@@ -71,21 +73,39 @@ class TrainingModule(nn.Module):
             self.flat.show()
 
     def forward(self, batch: Batch) -> StepResult:
-        backbone = self.flat or self.model.backbone
-        part_BF = backbone(self.model.normalise(batch.images_BCHW)).float()
-        feature_BF = _GatherWithGradient.apply(part_BF)  # type: ignore[no-untyped-call]
+        part_BF = self._features(batch.images_BCHW).float()
+        feature_BF = _gather_with_gradient(part_BF)
         facts_B4 = _gather(torch.stack([batch.ids_B, batch.rows_B, batch.checksums_B, batch.replaced_B], dim=1))
         ids_B = facts_B4[:, 0]
-        _, logits_BC = self.model.head(feature_BF)
-        identity = F.cross_entropy(logits_BC, ids_B, label_smoothing=self.settings.label_smoothing)
-        with torch.autocast(feature_BF.device.type, enabled=False):
-            triplet = batch_hard_triplet(feature_BF, ids_B, self.settings.triplet_margin)
-        accuracy = (logits_BC.argmax(dim=1) == ids_B).float().mean()
-        pictures_B2, replaced = facts_B4[:, 1:3], facts_B4[:, 3].sum()
-        return StepResult(identity + triplet, identity.detach(), triplet.detach(), accuracy, pictures_B2, replaced)
+        smoothing, margin = self.settings.label_smoothing, self.settings.triplet_margin
+        identity, triplet, accuracy = self._judge(self.model.head, feature_BF, ids_B, smoothing, margin)
+        identity_loss, triplet_loss = identity.detach().clone(), triplet.detach().clone()  # a graph overwrites its results
+        return StepResult(
+            identity + triplet, identity_loss, triplet_loss, accuracy.clone(), facts_B4[:, 1:3], facts_B4[:, 3].sum()
+        )
+
+
+def judge(
+    head: Head, feature_BF: torch.Tensor, ids_B: torch.Tensor, smoothing: float, margin: float | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Identity loss, triplet loss and accuracy of a batch; ``smoothing`` of labels and ``margin`` as the recipe has them."""
+    _, logits_BC = head(feature_BF)
+    identity = F.cross_entropy(logits_BC, ids_B, label_smoothing=smoothing)
+    with torch.autocast(feature_BF.device.type, enabled=False):
+        triplet = batch_hard_triplet(feature_BF, ids_B, margin)
+    return identity, triplet, (logits_BC.argmax(dim=1) == ids_B).float().mean()
+
+
+def _gather_with_gradient(part_BF: torch.Tensor) -> torch.Tensor:
+    if dist.get_world_size() == 1:
+        return part_BF
+    gathered_BF: torch.Tensor = _GatherWithGradient.apply(part_BF)  # type: ignore[no-untyped-call]
+    return gathered_BF
 
 
 def _gather(part: torch.Tensor) -> torch.Tensor:
+    if dist.get_world_size() == 1:
+        return part
     parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, part)
     return torch.cat(parts)

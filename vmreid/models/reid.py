@@ -66,7 +66,12 @@ class ReIDModel(nn.Module):
         """uint8 [B, 3, H, W] to the floats that the backbone takes, in the parameters' precision."""
         return ((image_BCHW.float() / 255 - self.mean.float()) / self.std.float()).to(self.head.neck.weight.dtype)
 
+    def features(self, image_BCHW: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, H, W] to the backbone's features [B, F]."""
+        feature_BF: torch.Tensor = self.backbone(self.normalise(image_BCHW))
+        return feature_BF
+
     def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
         """uint8 [B, 3, H, W] to neck features [B, F], fp32."""
-        feature_BF: torch.Tensor = self.head(self.backbone(self.normalise(image_BCHW)))[0]
+        feature_BF: torch.Tensor = self.head(self.features(image_BCHW))[0]
         return feature_BF
