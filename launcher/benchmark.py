@@ -28,6 +28,7 @@ def main(words: Sequence[str]) -> None:
     model.add_argument("--backbones", nargs="+", default=["VIT-S", "MAMBA-S", "MAMBA-V2"], metavar="NAME[,KEY=VALUE]")
     model.add_argument("--tokens", type=int, nargs="+", default=[129, 513, 2049], metavar="N", help="2·m² + 1")
     model.add_argument("--batch_size", type=int, default=64, help="pictures; a multiple of 4")
+    model.add_argument("--deepspeed_config", metavar="FILE", help="ZeRO stage and precision; default: the note's recipe's")
     model.add_argument("--compiled", action="store_true", help="every loop as train.compile=true has it; needs a GPU")
     scan = commands.add_parser("scan", help="SS2D's core, forward and with backward, over shapes and tokens; floors, peers")
     scan.add_argument("--shapes", type=shape, nargs="+", default=[], metavar="B,D,H,W,N", help="batch, channels, map, states")
@@ -80,7 +81,9 @@ def benchmark_model(given: Namespace, command: str, place: Place) -> None:
     from vmreid.progress import Reporter
     from vmreid.run_folder import write_atomically
 
-    benchmark = ModelBenchmark(given.backbones, given.tokens, given.batch_size, given.against, place.device, given.compiled)
+    benchmark = ModelBenchmark(
+        given.backbones, given.tokens, given.batch_size, given.against, place.device, given.compiled, given.deepspeed_config
+    )
     start_process_group(place)
     setting = benchmark.setting(command)
     rows: list[Row] = []

@@ -244,6 +244,7 @@ def test_the_table_says_where_memory_ran_out():
         (["--backbones", "VMAMBA-T", "--against", "vmamba=a", "vmamba=b"], "vmamba=b", "give one"),
         (["--out", "missing/it.json"], "missing", "make it first"),
         (["--backbones", "VIT-S,width=3"], "model.width", "model has backbone, weights"),
+        (["--deepspeed_config", "zero9"], "zero9", "zero1_bf16"),
         (["--compiled"], "train.compile true", "no GPU"),
         (["--token", "9"], "--token", "did you mean --tokens?"),
     ],

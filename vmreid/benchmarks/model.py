@@ -15,7 +15,7 @@ from vmreid.benchmarks.rows import Row
 from vmreid.benchmarks.tokens import map_of
 from vmreid.benchmarks.vmamba_checkout import NETWORKS, PREFIX, VMambaCheckout
 from vmreid.engine.compiled import check_compile
-from vmreid.engine.deepspeed_config import precision_name, read_deepspeed_config
+from vmreid.engine.deepspeed_config import precision_name, read_deepspeed_config, zero_stage
 from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
 from vmreid.models import build_backbone
@@ -33,7 +33,7 @@ class ModelBenchmark:
 
     ``backbones``: names, each alone or with deviations as the recipe has them in ``model``, as in "VIT-S,depth=5".
     ``against``: "timm" or "vmamba=PATH", each for the backbones that it has too; nothing: timm for those.
-    ``compiled``: all loops as ``train.compile`` has them.
+    ``compiled``: all loops as ``train.compile`` has them. ``deepspeed_config``: a JSON by name or path; None: the recipe's.
     """
 
     def __init__(
@@ -44,13 +44,14 @@ class ModelBenchmark:
         against: list[str],
         device: torch.device,
         compiled: bool = False,
+        deepspeed_config: str | None = None,
     ) -> None:
         self.device, self.batch_size = device, batch_size
-        if compiled:
-            check_compile(device, 1)
         self.recipes = {(backbone, count): _recipe(backbone, count, batch_size) for backbone in backbones for count in tokens}
         recipe = next(iter(self.recipes.values()))
-        _, self.deepspeed = read_deepspeed_config(recipe.deepspeed_config, find_recipe(RECIPE))
+        _, self.deepspeed = read_deepspeed_config(deepspeed_config or recipe.deepspeed_config, find_recipe(RECIPE))
+        if compiled:
+            check_compile(device, zero_stage(self.deepspeed))
         self.scans = {
             backbone: choose_backend(one.model.scan_backend, device, scans_maps(one.model))
             for (backbone, _), one in self.recipes.items()
