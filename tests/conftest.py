@@ -13,6 +13,7 @@ from pool import Pool
 
 from vmreid.command import run
 
+pytest_plugins = ["tests.kernels.emulated"]
 Call = Callable[..., tuple[int, str, str]]
 
 

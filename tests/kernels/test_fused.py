@@ -2,56 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import shutil
-import subprocess
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
 from tests.kernels.test_ss2d import NAMES, by_loops, make_inputs
 from vmreid.errors import UserError
-from vmreid.kernels import fused
 from vmreid.kernels.ss2d import ss2d, ss2d_then_token
 
-EMULATOR = Path(__file__).parent / "emulator"
-COMPILER = shutil.which("c++") or shutil.which("g++")
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler on this machine")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("emulator")
-
-
-@pytest.fixture
-def emulated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """``fused`` runs on the CPU."""
-
-    def run(name: str, layout: fused.Layout, x_BLD: torch.Tensor, across: int, down: int, packed: ctypes.Array[Any]) -> None:
-        assert x_BLD.dtype == torch.float32
-        getattr(_library(folder, layout), name.replace("ss2d", "run"))(across, down, packed)
-
-    monkeypatch.setattr(fused, "_run", run)
-    torch.use_deterministic_algorithms(True)  # fills what is empty with NaN
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@functools.cache
-def _library(folder: Path, layout: fused.Layout) -> ctypes.CDLL:
-    own = folder / f"states{layout.d_state}"
-    own.mkdir()
-    (own / "layout.h").write_text(layout.defines(4))
-    source, library = EMULATOR / "ss2d_on_cpu.cpp", own / "ss2d.so"
-    kernels = Path(fused.__file__).parent / "cuda"
-    options = ["-std=c++17", "-O1", "-shared", "-fPIC", "-w", f"-I{own}", f"-I{EMULATOR}", f"-I{kernels}"]
-    subprocess.run([str(COMPILER), *options, str(source), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+pytestmark = pytest.mark.usefixtures("emulated")
 
 
 @pytest.mark.parametrize(
@@ -62,17 +20,19 @@ def _library(folder: Path, layout: fused.Layout) -> ctypes.CDLL:
         (9, 1, 8, 16),  # a column
         (1, 1, 8, 1),
         (8, 8, 8, 1),  # two whole tiles
-        (13, 11, 16, 1),  # five tiles: the middle one is where both ends of a path meet
-        (13, 11, 16, 16),
+        (13, 11, 16, 1),
+        (8, 8, 8, 16),  # two whole tiles
+        (13, 11, 16, 16),  # five tiles: the middle one is where both ends of a path meet
+        (1, 15, 24, 1),  # less than a warp's steps
+        (14, 11, 40, 1),  # three tiles of four warps, two blocks of channels of which the last has eight
+        (21, 13, 8, 1),  # three tiles of eight warps
         (5, 9, 16, 2),
         (7, 5, 20, 3),
         (5, 8, 40, 8),  # three warps of channels, of which a block has two
         (4, 5, 16, 40),  # more states than one kernel has
     ],
 )
-def test_output_and_every_gradient_equal_loops_over_the_places(
-    height: int, width: int, channels: int, states: int, emulated: None
-) -> None:
+def test_output_and_every_gradient_equal_loops_over_the_places(height: int, width: int, channels: int, states: int) -> None:
     inputs = make_inputs(height, width, channels=channels, states=states, dtype=torch.float32)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     y, wanted = ss2d(*inputs, "fused"), by_loops(exact)
@@ -83,7 +43,7 @@ def test_output_and_every_gradient_equal_loops_over_the_places(
         assert error < 3e-6, f"{name}: {error}"
 
 
-def test_a_token_that_every_direction_reads_last_is_as_on_the_torch_backend(emulated: None) -> None:
+def test_a_token_that_every_direction_reads_last_is_as_on_the_torch_backend() -> None:
     grid = (5, 7)
     inputs = make_inputs(1, 36, channels=16, states=4, dtype=torch.float32)
     tokens = [inputs[i].detach().flatten(1, 2).requires_grad_() for i in (0, 1, 3, 4)]
@@ -99,7 +59,7 @@ def test_a_token_that_every_direction_reads_last_is_as_on_the_torch_backend(emul
 
 
 @pytest.mark.parametrize("bias", [-30.0, 60.0])
-def test_steps_that_are_tiny_or_huge_lose_nothing(bias: float, emulated: None) -> None:
+def test_steps_that_are_tiny_or_huge_lose_nothing(bias: float) -> None:
     inputs = make_inputs(5, 4, channels=8, states=4, dtype=torch.float32)
     inputs[6] = torch.full_like(inputs[6], bias).requires_grad_()
     inputs[5] = torch.zeros_like(inputs[5]).requires_grad_()  # D would hide what the scan says

@@ -1,4 +1,6 @@
-"""SS2D's core in one CUDA kernel pair: ``cuda/ss2d.cu``, compiled at first use by NVRTC through cuda.core, kept on disk.
+"""SS2D's core in one CUDA kernel pair, compiled at first use by NVRTC through cuda.core, and kept on disk.
+
+``cuda/one_state.cu`` has the pair for d_state 1, ``cuda/ss2d.cu`` for more.
 
 The one door to cuda.core. torch's CUDA wheels bring NVRTC; nvcc and headers are not needed.
 """
@@ -19,8 +21,7 @@ from torch.nn import functional as F
 
 from vmreid.errors import UserError
 
-DIRECTIONS, TILE, CHANNELS, WARPS = 4, 32, 16, 4  # as in ss2d.cu: steps a tile, channels a warp; two directions a block
-GROUPS = WARPS // 2
+DIRECTIONS = 4
 STATES = 16  # of one kernel
 ALIGNED = 8  # channels: rows are read in pieces of 16 bytes
 IO = {torch.float32: 32, torch.float16: 16, torch.bfloat16: 17}
@@ -30,35 +31,78 @@ _modules: list[Any] = []
 
 @dataclass(frozen=True)
 class Layout:
-    """How d_state lies in a warp: ``lane`` states a lane, ``share`` lanes a channel; ``back`` steps taken together backwards."""
+    """How d_state lies in a warp of ss2d.cu: ``lane`` states a lane, ``share`` lanes a channel, ``back`` steps at once backwards.
+
+    A block's ``WARPS`` have half of its ``CHANNELS`` each, in one of two directions; every ``TILE`` steps a state is kept.
+    """
 
     d_state: int
     lane: int
     share: int
     back: int
+    file, CHANNELS, WARPS, TILE = "ss2d.cu", 32, 4, 32
+
+    def parts(self, channels: int) -> int:
+        """Sums over channels that the backward leaves of dB and dC."""
+        return math.ceil(channels / self.CHANNELS) * 2
 
     def bytes_of(self, io: int) -> tuple[int, int]:
         """Of shared memory a block, forward and backward; ``io`` are an element's."""
-        segments, alone = 4 // self.share, self.share == 1
-        rows, rounds = TILE if segments == 1 else TILE + 3, max(1, TILE // (segments * self.back) - 1)
-        exchanged = 1 if alone else rows * 8  # between lanes that share a channel's states
+        segments = 4 // self.share
+        rows, rounds = self.TILE if segments == 1 else self.TILE + 3, max(1, self.TILE // (segments * self.back) - 1)
         bc = 2 * _up(rows * 2 * self.d_state * 4, 16)
-        forward = 16 * exchanged + 16 * (1 if alone else 128) + 2 * 2 * rows * 16 * io + bc
-        folded = 1 if alone else self.back * self.lane * 16
-        kept = 16 * folded + rounds * self.lane * 256 + bc + rows * 8 * 8
-        backward = kept + 2 * 3 * rows * 16 * io
-        return WARPS * _up(forward, 16), WARPS * _up(backward, 16)
+        forward = 16 * rows * 8 + 16 * 128 + 2 * 2 * rows * 16 * io + bc
+        backward = 16 * self.back * self.lane * 16 + rounds * self.lane * 256 + bc + rows * 8 * 8 + 2 * 3 * rows * 16 * io
+        return self.WARPS * _up(forward, 16), self.WARPS * _up(backward, 16)
 
     def defines(self, io: int) -> str:
-        """What ss2d.cu is compiled for."""
+        """What the file is compiled for."""
         forward, backward = self.bytes_of(io)
         return (
             f"constexpr int N = {self.d_state}, NS = {self.lane}, Q = {self.share}, S = {4 // self.share}, BACK = {self.back},\n"
-            f"WARPS = {WARPS}, FORWARD_BYTES = {forward}, BACKWARD_BYTES = {backward};\n"
+            f"WARPS = {self.WARPS}, FORWARD_BYTES = {forward}, BACKWARD_BYTES = {backward};\n"
         )
 
 
-LAYOUTS = {n: Layout(n, *shape) for n, shape in {1: (1, 1, 8), 2: (1, 2, 8), 4: (1, 4, 8), 8: (2, 4, 8), 16: (4, 4, 4)}.items()}
+@dataclass(frozen=True)
+class OneState:
+    """The same of one_state.cu: a block's ``WARPS`` warps take 16 steps each of 32 channels, ``blocks`` at once a multiprocessor.
+
+    ``blocks``: forward and backward, which bound a thread's registers.
+    """
+
+    WARPS: int
+    blocks: tuple[int, int]
+    d_state, lane, share = 1, 1, 1
+    file, CHANNELS, TILE = "one_state.cu", 32, 16
+
+    def parts(self, channels: int) -> int:
+        return math.ceil(channels / self.CHANNELS)
+
+    def bytes_of(self, io: int) -> tuple[int, int]:
+        row, pairs = 17 * self.CHANNELS * io, 2 * self.WARPS * 16 * 16  # pairs of (decay, end), of two tiles
+        bc = 2 * 16 * 2 * io
+        return pairs + self.WARPS * (5 * row + bc), pairs + self.WARPS * (7 * row + bc)
+
+    def defines(self, io: int) -> str:
+        forward, backward = self.bytes_of(io)
+        return (
+            f"constexpr int WARPS = {self.WARPS}, FORWARD_BLOCKS = {self.blocks[0]}, BACKWARD_BLOCKS = {self.blocks[1]},\n"
+            f"FORWARD_BYTES = {forward}, BACKWARD_BYTES = {backward};\n"
+        )
+
+
+LAYOUTS = {n: Layout(n, *shape) for n, shape in {2: (1, 2, 8), 4: (1, 4, 8), 8: (2, 4, 8), 16: (4, 4, 4)}.items()}
+# By the longest path; with more warps fewer pictures are under way, and more of their rows stay in the L2 cache. Measured.
+ONE_STATE = {128: OneState(2, (12, 6)), 256: OneState(4, (6, 4)), 1024: OneState(8, (3, 2)), math.inf: OneState(16, (1, 1))}
+
+
+def layout_of(d_state: int, length: int, io: int) -> Layout | OneState:
+    """For one of the numbers of states that a kernel has, paths of ``length`` steps, and elements of ``io`` bytes."""
+    if d_state > 1:
+        return LAYOUTS[d_state]
+    longest = length if io < 4 else min(length, 1024)  # more warps' rows do not fit into shared memory
+    return next(layout for most, layout in ONE_STATE.items() if longest <= most)
 
 
 @functools.cache
@@ -98,7 +142,7 @@ def ss2d_fused(
     ys, lasts = [], []
     for first in range(0, d_state, STATES):
         own = min(STATES, d_state - first)
-        empty = (0, min(n for n in LAYOUTS if n >= own) - own)
+        empty = (0, min(n for n in (1, *LAYOUTS) if n >= own) - own)
         B, C = (_pad(v[..., first : first + own], empty) for v in (B_BHWKN, C_BHWKN))
         BC_BLKN = torch.cat((B, C), dim=-1).flatten(1, 2).to(x_BLD.dtype)
         A = _pad(A_KDN[..., first : first + own], empty).contiguous()
@@ -125,7 +169,7 @@ def ss2d_scan(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """y_BLD, the last states BKDN, and if ``keep`` the states before each tile, for the backward. BC holds B, then C."""
     y_BLD, last_BKDN, kept_BKIDN = _empty(x_BLD, A_KDN, keep)
-    layout = LAYOUTS[A_KDN.shape[2]]
+    layout = layout_of(A_KDN.shape[2], x_BLD.shape[1], x_BLD.element_size())
     arguments = [*_walk(x_BLD, dt_BLKD, BC_BLKN, A_KDN, D_KD, bias_KD, height, width), y_BLD, last_BKDN]
     _launch("ss2d_forward", layout, x_BLD, [*arguments, kept_BKIDN if keep else None])
     return y_BLD, last_BKDN, kept_BKIDN
@@ -133,7 +177,7 @@ def ss2d_scan(
 
 def _empty(x_BLD: torch.Tensor, A_KDN: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     b, length, _ = x_BLD.shape
-    tiles = (length + TILE - 1) // TILE if keep else 0
+    tiles = math.ceil(length / layout_of(A_KDN.shape[2], length, x_BLD.element_size()).TILE) if keep else 0
     y_BLD = torch.empty_like(x_BLD, memory_format=torch.contiguous_format)
     return y_BLD, A_KDN.new_empty(b, *A_KDN.shape), A_KDN.new_empty(b, DIRECTIONS, tiles, *A_KDN.shape[1:])
 
@@ -159,12 +203,11 @@ def ss2d_scan_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of ``ss2d_scan`` by its first six arguments."""
     b, length, channels = x_BLD.shape
-    layout = LAYOUTS[A_KDN.shape[2]]
+    layout = layout_of(A_KDN.shape[2], x_BLD.shape[1], x_BLD.element_size())
     dx_BLD, ddt_BLKD = (torch.empty_like(v, memory_format=torch.contiguous_format) for v in (x_BLD, dt_BLKD))
     dA_BKDN = A_KDN.new_empty(b, *A_KDN.shape)
     dD_BKD, dbias_BKD = (A_KDN.new_empty(b, *D_KD.shape) for _ in range(2))
-    groups = math.ceil(channels / (CHANNELS * GROUPS)) * GROUPS
-    dBC_GBLKQ = x_BLD.new_empty(groups, b, length, DIRECTIONS, layout.share, 2, layout.lane)
+    dBC_GBLKQ = x_BLD.new_empty(layout.parts(channels), b, length, DIRECTIONS, layout.share, 2, layout.lane)
     dlast = None if dlast_BKDN is None else dlast_BKDN.contiguous()
     inputs = [dy_BLD.contiguous(), dlast, kept_BKIDN]
     outputs = [dx_BLD, ddt_BLKD, dA_BKDN, dD_BKD, dbias_BKD, dBC_GBLKQ]
@@ -232,12 +275,13 @@ def _walk(
             f"a map of {length} places in columns of {height}: fused needs a product below 2^32; take model.scan_backend=torch"
         )
     magic = 0 if height == 1 else -(-(2**32) // height)
-    tensors = [BC_BLKN.float().contiguous(), A_KDN.contiguous(), D_KD.contiguous(), bias_KD.contiguous()]
+    BC_BLKN = BC_BLKN if BC_BLKN.shape[-1] == 2 else BC_BLKN.float()  # in shared memory, where it is read at its best as fp32
+    tensors = [BC_BLKN.contiguous(), A_KDN.contiguous(), D_KD.contiguous(), bias_KD.contiguous()]
     sizes = [(length, channels), (height, width), magic]
     return [x_BLD, dt_BLKD, *x_BLD.stride()[:2], *dt_BLKD.stride()[:3], *tensors, *sizes]
 
 
-def _launch(name: str, layout: Layout, x_BLD: torch.Tensor, arguments: list[Any]) -> None:
+def _launch(name: str, layout: Layout | OneState, x_BLD: torch.Tensor, arguments: list[Any]) -> None:
     """Every argument is eight bytes: a tensor, None for none, a 64-bit integer or two of 32 bits.
 
     By the driver's own call: cuda.core's launch takes longer on the host than the kernel on the device.
@@ -248,17 +292,17 @@ def _launch(name: str, layout: Layout, x_BLD: torch.Tensor, arguments: list[Any]
         for v in arguments
     ]
     packed = (ctypes.c_ulonglong * len(words))(*words)
-    _run(name, layout, x_BLD, math.ceil(channels / (CHANNELS * GROUPS)), b, packed)
+    _run(name, layout, x_BLD, math.ceil(channels / layout.CHANNELS), b, packed)
 
 
-def _run(name: str, layout: Layout, x_BLD: torch.Tensor, across: int, down: int, packed: ctypes.Array[Any]) -> None:
+def _run(name: str, layout: Layout | OneState, x_BLD: torch.Tensor, across: int, down: int, packed: ctypes.Array[Any]) -> None:
     index = x_BLD.device.index
     kernel, shared_bytes = _kernel(name, layout, x_BLD.dtype, index)
     size = ctypes.c_size_t(ctypes.sizeof(packed))
     extra = (ctypes.c_void_p * 5)(1, ctypes.addressof(packed), 2, ctypes.addressof(size), 0)  # buffer, size, end
     stream = ctypes.c_void_p(torch.cuda.current_stream(index).cuda_stream)
     with torch.cuda.device(index):
-        error = _driver().cuLaunchKernel(kernel, across, down, 1, 32 * WARPS, 1, 1, shared_bytes, stream, None, extra)
+        error = _driver().cuLaunchKernel(kernel, across, down, 1, 32 * layout.WARPS, 1, 1, shared_bytes, stream, None, extra)
     if error:
         raise RuntimeError(f"{name} on {tuple(x_BLD.shape)}: CUDA driver error {error}")
 
@@ -269,7 +313,7 @@ def _driver() -> ctypes.CDLL:
 
 
 @functools.cache
-def _kernel(name: str, layout: Layout, dtype: torch.dtype, device: int) -> tuple[ctypes.c_void_p, int]:
+def _kernel(name: str, layout: Layout | OneState, dtype: torch.dtype, device: int) -> tuple[ctypes.c_void_p, int]:
     from cuda.core import Device, ObjectCode
 
     Device(device).set_current()
@@ -283,13 +327,13 @@ def _kernel(name: str, layout: Layout, dtype: torch.dtype, device: int) -> tuple
     return kernel, shared_bytes
 
 
-def source_of(layout: Layout, dtype: torch.dtype) -> str:
+def source_of(layout: Layout | OneState, dtype: torch.dtype) -> str:
     """The CUDA C++ of both kernels for one layout and element type."""
-    files = "".join((_SOURCE / file).read_text() for file in ("device.cuh", "ss2d.cu"))
+    files = "".join((_SOURCE / file).read_text() for file in ("device.cuh", "scan.cuh", layout.file))
     return f"#define IO {IO[dtype]}\n" + layout.defines(dtype.itemsize) + files
 
 
-def _cubin(layout: Layout, dtype: torch.dtype, device: int) -> bytes:
+def _cubin(layout: Layout | OneState, dtype: torch.dtype, device: int) -> bytes:
     major, minor = torch.cuda.get_device_capability(device)
     source = source_of(layout, dtype)
     digest = hashlib.sha256(f"{major}.{minor} {torch.version.cuda}\n{source}".encode()).hexdigest()[:24]

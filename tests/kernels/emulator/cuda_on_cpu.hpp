@@ -44,7 +44,7 @@ inline void enter() {
 }
 }  // namespace emulator
 
-inline Index threadIdx, blockIdx, gridDim;
+inline Index threadIdx, blockIdx, gridDim, blockDim;
 
 inline void __syncwarp() { emulator::meet(emulator::warp_meetings[emulator::current / 32], 32); }
 inline void __syncthreads() { emulator::meet(emulator::block_meeting, int(emulator::fibers.size())); }
@@ -58,6 +58,7 @@ Value __shfl_sync(unsigned, Value value, int from) {
     return other;
 }
 inline float __shfl_xor_sync(unsigned, float value, int bits) { return __shfl_sync(0, value, (emulator::current & 31) ^ bits); }
+using std::max;
 using std::min;
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((uint64_t(a) * b) >> 32); }
 
@@ -66,7 +67,7 @@ inline void launch(int blocks_x, int blocks_y, int threads, size_t bytes, std::f
     static std::vector<std::vector<char>> stacks;
     const size_t stack = 256 * 1024;
     body = std::move(kernel);
-    gridDim = {blocks_x, blocks_y};
+    gridDim = {blocks_x, blocks_y}, blockDim = {threads, 1};
     for (int by = 0; by < blocks_y; ++by)
         for (int bx = 0; bx < blocks_x; ++bx) {
             blockIdx = {bx, by};

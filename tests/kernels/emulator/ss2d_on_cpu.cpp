@@ -23,7 +23,8 @@ inline void end_copies() {}
 template <int LATER>
 void wait_for_copies() {}
 
-#include "ss2d.cu"
+#include "scan.cuh"
+#include KERNELS
 
 // A kernel's arguments as fused.py packs them, eight bytes each, two integers of 32 bits in one.
 struct Words {
@@ -46,9 +47,9 @@ void launch(void (*kernel)(Arguments...), int across, int down, int bytes, const
     emulator::launch(across, down, 32 * WARPS, bytes, [=] { std::apply(kernel, arguments); });
 }
 
-extern "C" void run_forward(int across, int down, const unsigned long long* packed) {
-    launch(ss2d_forward, across, down, FORWARD_BYTES, packed);
+extern "C" void run_forward(int across, int down, int bytes, const unsigned long long* packed) {
+    launch(ss2d_forward, across, down, bytes, packed);
 }
-extern "C" void run_backward(int across, int down, const unsigned long long* packed) {
-    launch(ss2d_backward, across, down, BACKWARD_BYTES, packed);
+extern "C" void run_backward(int across, int down, int bytes, const unsigned long long* packed) {
+    launch(ss2d_backward, across, down, bytes, packed);
 }

@@ -10,17 +10,14 @@
 // A step that is not there has delta = 0, so it keeps the state; a channel that is not there has x = dy = 0.
 //
 // dB and dC are sums over all channels: over a warp's 16 here, over warps by the caller.
-// Inside, delta counts in units of ln 2: exp(delta A) is then exp2(delta A), and softplus is log2(1 + exp2(z log2 e)). So
-// does u = delta x, and a state: H = h / ln 2.
+// Units are those of scan.cuh.
 
-constexpr int K = 4;       // directions
 constexpr int TILE = 32;   // steps; the forward keeps the state before each tile for the backward
 constexpr int PAIRS = 8;   // of channels a warp
 constexpr int GROUPS = WARPS / 2;    // of 16 channels a block
 constexpr int SEGMENT = PAIRS * Q;   // lanes that share a segment of time
 constexpr int ROWS = S == 1 ? TILE : TILE + 3;  // of a tile in shared memory: see row()
-constexpr float LN2 = 0.6931471805599453f, LOG2E = 1.4426950408889634f;
-static_assert(Q * S == 4 && N == NS * Q, "a warp is 8 pairs of channels, 4 lanes each");
+static_assert(Q > 1 && Q * S == 4 && N == NS * Q, "a warp is 8 pairs of channels, 4 lanes each");
 
 // Where the steps of a tile lie: where lanes read 8 steps apart, a row is left out after 8, so that they meet other banks.
 DEVICE constexpr int row(int step) { return S == 1 ? step : step + step / 8; }
@@ -82,37 +79,6 @@ DEVICE void read(const float* from, float* to) {
         to[0] = from[0];
 }
 
-// log2(1 + exp2(z)).
-DEVICE float softplus2(float z) {
-    const float e = exp2_(z);
-    if (IO == 32) {
-        float near = e * (LOG2E - e * (0.5f * LOG2E - e * (0.33333333f * LOG2E - e * (0.25f * LOG2E))));
-        return less_(30.f, z, z, less_(e, 0.03125f, near, log2_(1.f + e)));
-    }
-    float near = e * (LOG2E - e * (0.5f * LOG2E));  // what z has of digits, so have these
-    return less_(30.f, z, z, less_(e, 0.0078125f, near, log2_(1.f + e)));
-}
-
-// As `fold`, by the exchange of halves: a lane keeps one of its two and sends the other.
-template <int COUNT, int LANES, int STEP>
-DEVICE void halve(const Lane& at, float* v) {
-    if constexpr (LANES > 1) {
-        bool upper = at.lane & (LANES / 2 * STEP);
-#pragma unroll
-        for (int i = 0; i < COUNT / 2; ++i) {
-            float sent = upper ? v[i] : v[i + COUNT / 2], mine = upper ? v[i + COUNT / 2] : v[i];
-            v[i] = mine + __shfl_xor_sync(~0u, sent, LANES / 2 * STEP);
-        }
-        halve<COUNT / 2, LANES / 2, STEP>(at, v);
-    }
-}
-
-// 1 / (1 + exp2(-z)), the derivative of softplus.
-DEVICE float sigmoid2(float z) {
-    const float e = exp2_(z);
-    return less_(30.f, z, 1.f, e * reciprocal_(1.f + e));
-}
-
 // Sums COUNT values over LANES lanes that lie STEP apart; the i-th lane is left with the i-th run of COUNT / LANES sums.
 // Through shared memory where a lane is left with four: a third of the instructions that the exchange of halves takes.
 template <int COUNT, int LANES, int STEP>
@@ -136,7 +102,7 @@ DEVICE void fold(const Lane& at, float* v, float4* buffer) {
         }
         v[0] = sum.x, v[1] = sum.y, v[2] = sum.z, v[3] = sum.w;
     } else if constexpr (LANES > 1) {
-        halve<COUNT, LANES, STEP>(at, v);
+        halve<COUNT, LANES, STEP>(at.lane, v);
     }
 }
 
@@ -212,10 +178,6 @@ DEVICE void store_states(const Lane& at, float* to, long long first, const float
         for (int n = 0; n < NS; ++n) to[(first + at.d + c) * N + at.q * NS + n] = from[c * NS + n] * unit;
 }
 
-#define WALK                                                                                                           \
-    const io *x_, const io *dt_, long long x_b, long long x_l, long long dt_b, long long dt_l, long long dt_k,           \
-        const float *BC_BLKN, const float *A_KDN, const float *D_KD, const float *bias_KD, int L, int D, int H, int W, long long magic_
-
 // What both kernels begin a direction with.
 #define DIRECTION                                                                                                      \
     Path path{L, (L + TILE - 1) / TILE, H, W, unsigned(magic_), columns == 1, at.reversed};                              \
@@ -235,13 +197,13 @@ DEVICE void store_states(const Lane& at, float* to, long long first, const float
     for (int n = 0; n < 2 * NS; ++n) A[n] = settled(at, A[n]);
 
 struct alignas(16) Forward {
-    float4 delta_u[Q == 1 ? 1 : ROWS * PAIRS], folded[Q == 1 ? 1 : 4 * 32];
+    float4 delta_u[ROWS * PAIRS], folded[4 * 32];
     io x[2][ROWS * 2 * PAIRS], dt[2][ROWS * 2 * PAIRS];
     alignas(16) float bc[2][(ROWS * 2 * N + 3) / 4 * 4];
 };
 static_assert(sizeof(Forward) * WARPS == FORWARD_BYTES, "as in fused.py");
 
-extern "C" KERNEL(3) ss2d_forward(WALK, io* y_BLD, float* last_BKDN, float* kept_BKIDN) {
+extern "C" KERNEL(3) ss2d_forward(WALK(float), io* y_BLD, float* last_BKDN, float* kept_BKIDN) {
     constexpr int T = 8, OWN = T / Q;
     SHARED(memory);
     Lane at(D);
@@ -293,10 +255,8 @@ extern "C" KERNEL(3) ss2d_forward(WALK, io* y_BLD, float* last_BKDN, float* kept
                 for (int o = 0; o < 8; ++o)
                     if (at.own<T>(o) >= steps) own[o] = make_float4(0.f, 0.f, 0.f, 0.f);
             }
-            if constexpr (Q > 1) {
 #pragma unroll
-                for (int o = 0; o < 8; ++o) shared.delta_u[row(at.own<T>(o)) * PAIRS + at.pair] = own[o];
-            }
+            for (int o = 0; o < 8; ++o) shared.delta_u[row(at.own<T>(o)) * PAIRS + at.pair] = own[o];
             __syncwarp();
             if (kept_BKIDN) store_states(at, kept_BKIDN, (map * path.tiles + tile) * D, state, 1.f);
             const int end = min(steps, stored);
@@ -304,7 +264,7 @@ extern "C" KERNEL(3) ss2d_forward(WALK, io* y_BLD, float* last_BKDN, float* kept
             for (int r = 0; r < TILE / (S * T); ++r) {
                 const int begin = row(r * S * T + at.s * T);
                 const float* bc_j = shared.bc[i % 2] + begin * 2 * N + at.q * NS;
-                auto step = [&](int j) { return Q == 1 ? own[j] : shared.delta_u[(begin + row(j)) * PAIRS + at.pair]; };
+                auto step = [&](int j) { return shared.delta_u[(begin + row(j)) * PAIRS + at.pair]; };
                 float before[2 * NS], decay[2 * NS], sums[2 * T];
                 float* h = state;
                 if constexpr (S > 1) {
@@ -345,7 +305,7 @@ extern "C" KERNEL(3) ss2d_forward(WALK, io* y_BLD, float* last_BKDN, float* kept
 
 struct alignas(16) Backward {
     static constexpr int ROUNDS = TILE / (S * BACK);
-    float4 folded[Q == 1 ? 1 : BACK * 2 * NS / 4 * 32];
+    float4 folded[BACK * 2 * NS / 4 * 32];
     float start[ROUNDS > 1 ? ROUNDS - 1 : 1][2 * NS * 32];
     alignas(16) float bc[2][(ROWS * 2 * N + 3) / 4 * 4];
     alignas(16) float2 delta[ROWS * PAIRS];
@@ -356,7 +316,7 @@ static_assert(sizeof(Backward) * WARPS == BACKWARD_BYTES, "as in fused.py");
 // Adjoint g_t = C_t dy_t + r_t, r_{t-1} = decay_t g_t, from the last step to the first; what follows from it:
 //   dC_t = h_t dy_t     dB_t = g_t delta_t x_t     dx_t = delta_t (B_t . g_t) + D dy_t
 //   dA = sum_t r_{t-1} h_{t-1} delta_t             ddelta_t = A . (r_{t-1} h_{t-1}) + x_t (B_t . g_t)
-extern "C" KERNEL(2) ss2d_backward(WALK, const io* dy_BLD, const float* dlast_BKDN, const float* kept_BKIDN, io* dx_BLD,
+extern "C" KERNEL(2) ss2d_backward(WALK(float), const io* dy_BLD, const float* dlast_BKDN, const float* kept_BKIDN, io* dx_BLD,
                                    io* ddt_BLKD, float* dA_BKDN, float* dD_BKD, float* dbias_BKD, io* dBC_GBLKQ) {
     constexpr int T = BACK, OWN = T / Q, ROUNDS = Backward::ROUNDS;
     constexpr int SUMS = T * 2 * NS / PAIRS;  // of dB and dC, that a lane is left with
@@ -516,17 +476,14 @@ extern "C" KERNEL(2) ss2d_backward(WALK, const io* dy_BLD, const float* dlast_BK
                     }
 #pragma unroll
                     for (int c = 0; c < 2; ++c) through[j * 4 + c] = through_decay[c], through[j * 4 + 2 + c] = through_B[c];
-                    if constexpr (Q == 1) finish(j, through + 4 * j);
                 }
                 if constexpr (S == 1) {
 #pragma unroll
                     for (int n = 0; n < 2 * NS; ++n) behind[n] = r_j[n];
                 }
                 fold<T * 4, Q, PAIRS>(at, through, shared.folded);
-                if constexpr (Q > 1) {
 #pragma unroll
-                    for (int o = 0; o < OWN; ++o) finish(o, through + 4 * o);
-                }
+                for (int o = 0; o < OWN; ++o) finish(o, through + 4 * o);
                 fold<T * 2 * NS, PAIRS, 1>(at, dBC_j, shared.folded);
                 {
                     const int step = r * S * T + at.s * T + at.pair * SUMS / (2 * NS);
