@@ -36,6 +36,7 @@ def main(words: Sequence[str]) -> None:
         "--tokens", type=int, nargs="+", default=[129, 513, 2049, 8193], metavar="N", help="of the growth; 2·m² + 1"
     )
     scan.add_argument("--d_state", type=int, default=16, metavar="N", help="states of the growth; default: 16")
+    scan.add_argument("--graphs", action="store_true", help="each call as one CUDA graph, without the host's time; needs a GPU")
     peers = {model: "timm (where nothing is given), vmamba=PATH", scan: "a scan backend such as mamba_ssm, vmamba=PATH"}
     for command, help_text in peers.items():
         command.add_argument("--against", nargs="+", action="extend", default=[], metavar="PEER", help=help_text)
@@ -104,7 +105,7 @@ def benchmark_scan(given: Namespace, command: str, place: Place) -> None:
     from vmreid.progress import Reporter
     from vmreid.run_folder import write_atomically
 
-    benchmark = ScanBenchmark(given.against, given.shapes, given.tokens, given.d_state, place.device)
+    benchmark = ScanBenchmark(given.against, given.shapes, given.tokens, given.d_state, place.device, given.graphs)
     setting = benchmark.setting(command)
     rows: list[ScanRow] = []
     with Reporter("benchmark", len(benchmark.cases)) as progress:

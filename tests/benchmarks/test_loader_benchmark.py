@@ -71,6 +71,7 @@ def test_every_loader_is_timed_with_every_number_of_workers(call, monkeypatch, d
     monkeypatch.setattr(sources, "FIRST_BYTE_SECONDS", 0.002)
     out = tmp_path / "it.json"
     words = ("loader", "--data", data, "--out", out, "--recipe", "demo", "--workers", "0", "1", "--read", read)
+    others = set(multiprocessing.active_children())  # of the pool
     status, printed, _ = call(benchmark.main, *words)
     assert status == 0
     report: dict[str, Any] = json.loads(out.read_text())
@@ -86,7 +87,7 @@ def test_every_loader_is_timed_with_every_number_of_workers(call, monkeypatch, d
     assert (setting["batch_size"], setting["image_size"], setting["pictures"]) == (16, [128, 64], 128)
     assert (setting["read"], setting["seconds_to_first_byte"]) == (read, 0.002 if read == "http" else None)
     assert f"{read} reads" in printed
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= others
     assert setting["augment"]["flip"] == 0.5
     assert "--workers 0 1" in setting["command"]
     assert set(report["parts_us"]) == {"read", "decode", "transform"}

@@ -207,7 +207,7 @@ def test_compiled_the_same_is_trained(backbone):
         stop_process_group()
     assert max(differences(start, same_start).values()) == 0
     moved = differences(start, plain)
-    assert sum(move > 1e-5 for move in moved.values()) > 0.9 * len(moved), "the steps must move what is compared"
+    assert sum(move > 1e-5 for move in moved.values()) > 0.8 * len(moved), "the steps must move what is compared"
     for name, difference in differences(plain, graph).items():
         if name.endswith(NO_GRADIENT):
             continue

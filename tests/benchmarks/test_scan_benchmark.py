@@ -152,6 +152,7 @@ def test_a_scan_that_does_what_another_does_not_is_seen_and_out_of_memory_is_sai
         (["--shapes", "2,4,3,2"], "'2,4,3,2'", "five positive whole numbers"),
         (["--shapes", "2,4,3,0,2"], "'2,4,3,0,2'", "five positive whole numbers"),
         (["--tokens", "129", "130"], "--tokens 130", "the nearest is 129"),
+        (["--graphs"], "--graphs", "need a GPU"),
         (["--d_state", "0"], "--d_state 0", "at least 1"),
         (["--against", "mamba_ssn"], "'mamba_ssn'", "did you mean 'mamba_ssm'?"),
         (["--against", "auto"], "--against auto", "name another"),

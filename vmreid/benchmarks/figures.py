@@ -27,8 +27,8 @@ COPIES = ("Memcpy", "Memset")
 class Figures:
     """Milliseconds of a step (median, least, most of ``steps``) and, in a pass of their own, medians of its three parts.
 
-    ``peak_bytes``: most bytes allocated on the GPU from the first step on, parameters and optimizer states among them. A
-    CUDA graph holds its memory from the step that records it, so that step counts.
+    ``peak_bytes``: most bytes allocated on the GPU since its statistics were reset, parameters and optimizer states among
+    them. A CUDA graph holds its memory from the step that records it, so that must lie after.
     ``gpu_busy_ms``: time in which at least one kernel or copy ran in one step; ``gpu_busy_share`` of the median step.
     The share is near 1 where the GPU bounds the step, and small where launching does. The last four are None on a CPU,
     the last three also where the profiler may not see the GPU.
@@ -50,8 +50,6 @@ class Figures:
 
 def measure(loop: Loop, batch_size: int, device: torch.device) -> Figures:
     """Time ``loop`` undisturbed, then look at its parts, then on a GPU at its kernels."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     for _ in range(WARM_UP):
         loop.step()
     times = [1e3 * seconds for seconds in durations(loop.step, device, STEPS, SECONDS)]

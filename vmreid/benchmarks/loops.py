@@ -15,7 +15,7 @@ from vmreid.benchmarks.vmamba_checkout import NETWORKS
 from vmreid.data.streams import Batch
 from vmreid.engine.compiled import as_graphs
 from vmreid.engine.deepspeed_config import precision_name, with_derived_keys
-from vmreid.engine.start import make_engine
+from vmreid.engine.start import make_engine, take_step
 from vmreid.engine.training_module import TrainingModule
 from vmreid.models import BACKBONES, ReIDModel, build_backbone
 from vmreid.models.registry import resolved
@@ -66,8 +66,10 @@ class Loop:
 def deepspeed_loop(setup: Setup, launch: Launch = "eager") -> Loop:
     """What ``Trainer`` steps, less its data and its look at the loss, for which it waits in each step."""
     module, batch = _training_module(setup, launch), random_batch(setup)
-    engine = make_engine(module, build_optimizer(module, setup.recipe.optim), setup.derived_config())
-    return Loop(module, lambda: engine(batch).loss, engine.backward, engine.step, engine.destroy)
+    config = setup.derived_config()
+    engine = make_engine(module, build_optimizer(module, setup.recipe.optim), config)
+    update = partial(take_step, engine, config["gradient_clipping"])
+    return Loop(module, lambda: engine(batch).loss, engine.backward, update, engine.destroy)
 
 
 def plain_loop(setup: Setup, launch: Launch = "eager") -> Loop:

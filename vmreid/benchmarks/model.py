@@ -136,6 +136,8 @@ def _recipe(backbone: str, tokens: int, batch_size: int) -> Recipe:
 
 def _figures(loop: str, setup: Setup) -> Figures:
     torch.manual_seed(setup.recipe.seed)
+    if setup.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(setup.device)
     built = LOOPS[loop](setup)
     try:
         return measure(built, setup.recipe.train.batch_size, setup.device)

@@ -63,11 +63,21 @@ class ScanBenchmark:
     """What is to be measured, checked before anything is. Raises UserError for a peer or a number that cannot be.
 
     ``against``: backends of ``ss2d``, or "vmamba=PATH". No ``shapes``: the usual ones of the device. ``tokens`` and
-    ``d_state`` are those of the growth.
+    ``d_state`` are those of the growth. ``graphs``: each call is one CUDA graph, as in a compiled step.
     """
 
-    def __init__(self, against: list[str], shapes: list[Shape], tokens: list[int], d_state: int, device: torch.device) -> None:
-        self.device = device
+    def __init__(
+        self,
+        against: list[str],
+        shapes: list[Shape],
+        tokens: list[int],
+        d_state: int,
+        device: torch.device,
+        graphs: bool = False,
+    ) -> None:
+        if graphs and device.type != "cuda":
+            raise UserError("--graphs: CUDA graphs need a GPU, and torch sees none here; leave it out")
+        self.device, self.graphs = device, graphs
         self.backend, self.reason = choose_backend("auto", device, maps=True)
         self.peers: dict[str, str] = {}
         self.contestants = [_own(self.backend), *(self._peer(word) for word in dict.fromkeys(against))]
@@ -97,6 +107,7 @@ class ScanBenchmark:
             "command": command,
             "device": device_name(self.device),
             "versions": versions(),
+            "graphs": self.graphs,
             "dtype": str(self.dtype).removeprefix("torch."),
             "backend": self.backend,
             "reason": self.reason,
@@ -125,8 +136,8 @@ class ScanBenchmark:
                     ready[contestant.name] = _made_ready(contestant, inputs)
         own = ready.get(self.backend)
         differences = {name: _difference(one.y_BHWD, own.y_BHWD) for name, one in ready.items() if own and one is not own}
-        forward = self._in_turns({name: one.forward for name, one in ready.items()})
-        training = self._in_turns({name: one.training for name, one in ready.items()})
+        forward = self._in_turns({name: self._work(one.forward) for name, one in ready.items()})
+        training = self._in_turns({name: self._work(one.training) for name, one in ready.items()})
         floors = self.limits.floors(shape, self.dtype.itemsize)
         rows = []
         for name in (contestant.name for contestant in self.contestants):
@@ -136,6 +147,9 @@ class ScanBenchmark:
             else:
                 rows.append(ScanRow(shape, tokens, name, "out of memory", None, None, None, None))
         return rows
+
+    def _work(self, call: Callable[[], None]) -> Callable[[], None]:
+        return _as_graph(call) if self.graphs else call
 
     def _in_turns(self, works: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
         """Milliseconds of each call; without those that ran out of memory."""
@@ -153,6 +167,18 @@ class ScanBenchmark:
 
 def _own(backend: str) -> Contestant:
     return Contestant(backend, list, functools.partial(ss2d, backend=backend))
+
+
+def _as_graph(call: Callable[[], None]) -> Callable[[], None]:
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()  # a graph is recorded of what has run before
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def _inputs(shape: Shape, dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:

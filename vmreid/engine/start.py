@@ -12,10 +12,29 @@ from torch import nn
 
 
 def make_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """All ranks, in a process group. The DeepSpeed engine around ``module`` and ``optimizer``."""
+    """All ranks, in a process group. The DeepSpeed engine around ``module`` and ``optimizer``; ``take_step`` steps it."""
     deepspeed = _import_deepspeed()
+    if not config.get("zero_optimization", {}).get("stage", 0):
+        config = {**config, "gradient_clipping": 0}  # take_step clips
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
+
+
+def take_step(engine: Any, clipping: float) -> torch.Tensor | float:
+    """All ranks, after a backward. Step the engine; the gradient norm before it was clipped to ``clipping`` (0: not at all).
+
+    Without ZeRO, DeepSpeed keeps no norm, and clips by one that it waits for on the host; so it is taken and used here.
+    """
+    if engine.zero_optimization_stage():
+        engine.step()
+        norm: torch.Tensor | float = engine.get_global_grad_norm()
+        return norm
+    parameters = [parameter for parameter in engine.module.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if clipping and engine.is_gradient_accumulation_boundary():
+        torch.nn.utils.clip_grads_with_norm_(parameters, clipping, norm)
+    engine.step()
+    return norm
 
 
 def gathered(parameters: list[nn.Parameter]) -> Any:

@@ -25,7 +25,7 @@ from vmreid.engine.guard import first_non_finite, non_finite
 from vmreid.engine.memory import peak_bytes
 from vmreid.engine.prepare import Plan, identity_batches
 from vmreid.engine.recompute import recompute_blocks
-from vmreid.engine.start import make_engine
+from vmreid.engine.start import make_engine, take_step
 from vmreid.engine.training_module import StepResult, TrainingModule
 from vmreid.models import BACKBONES, ReIDModel, build_backbone
 from vmreid.models.registry import load_weights
@@ -69,6 +69,7 @@ class Trainer:
             recompute_blocks(model.backbone)
         self.accumulation = accumulation_steps(plan.deepspeed)
         config = with_derived_keys(plan.deepspeed, recipe.train.batch_size, place.world, computes_bf16(place.device))
+        self.clipping = config["gradient_clipping"]
         module = TrainingModule(model, recipe.loss, recipe.train.compile)
         self.engine = make_engine(module, build_optimizer(module, recipe.optim), config)
         self.step = 0
@@ -128,10 +129,9 @@ class Trainer:
             if not math.isfinite(result.loss.item()):  # equal on all ranks, so all stop
                 self._stop(self.step + 1, first_non_finite(self.engine.module, batch))
             self.engine.backward(result.loss)
-            norm_at_stage_0 = self._norm_at_stage_0()
-            self.engine.step()
+            norm = take_step(self.engine, self.clipping)
             results.append(result)
-        return results, self.engine.get_global_grad_norm() if norm_at_stage_0 is None else norm_at_stage_0
+        return results, norm
 
     def _account(self, taken: StepTaken, log: StepLog | None) -> None:
         """All ranks. Stop where a step's gradient was not finite, or write its numbers on rank 0."""
@@ -148,13 +148,6 @@ class Trainer:
             with self.plan.folder.non_finite_file.open("a") as file:
                 file.write(json.dumps({"step": step, "where": where}) + "\n")
         raise non_finite(step, where)
-
-    def _norm_at_stage_0(self) -> torch.Tensor | None:
-        """DeepSpeed keeps no norm without ZeRO, so it is taken here, before the step clears the gradients."""
-        if zero_stage(self.plan.deepspeed):
-            return None
-        grads = [parameter.grad for parameter in self.engine.module.parameters() if parameter.grad is not None]
-        return torch.nn.utils.get_total_norm(grads)
 
     def description(self) -> list[str]:
         """What will run: the log's first lines."""
