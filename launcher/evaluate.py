@@ -25,7 +25,6 @@ def main(words: Sequence[str]) -> None:
     from vmreid.distributed import from_rank_0, place_from_environment, start_process_group, stop_process_group
     from vmreid.evaluation.evaluate import evaluate
     from vmreid.run_folder import RunFolder, write_atomically
-    from vmreid.versions import versions
 
     place = place_from_environment()
     folder, plan, tracker = RunFolder(given.run), None, None
@@ -35,7 +34,6 @@ def main(words: Sequence[str]) -> None:
     found = evaluate(from_rank_0(plan), place)
     if plan and tracker:
         metrics = found.metrics
-        metrics["protocol"] |= {"world": place.world, "versions": versions()}
         write_atomically(folder.metrics_file, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
         print(aligned(*_table(plan.recipe.model.backbone, metrics)), folder.metrics_file, sep="\n", flush=True)
         try:

@@ -5,6 +5,7 @@ One plain process, or several ranks (``deepspeed --module launcher.score …``, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ def main(words: Sequence[str]) -> None:
     import torch
 
     from vmreid.distributed import place_from_environment, start_process_group, stop_process_group
+    from vmreid.evaluation.ledger import ledger
     from vmreid.evaluation.protocol import summarise
     from vmreid.evaluation.ranking import rank_queries
     from vmreid.run_folder import write_atomically
@@ -56,8 +58,10 @@ def main(words: Sequence[str]) -> None:
     index = torch.arange(len(gallery)).tensor_split(place.world)[place.rank]
     ranks = rank_queries(query, gallery[index], index, options.metric)
     scores = summarise(ranks)
+    conditions = {} if place.rank else _conditions(options.features, query, gallery)
+    protocol = ledger(query, ranks, gallery[index], options.metric, conditions)
     if place.rank == 0:
-        report = {"metric": options.metric, **scores, "per_query": _per_query(ranks)}
+        report = {"metric": options.metric, **scores, "protocol": protocol, "per_query": _per_query(ranks)}
         write_atomically(options.out, json.dumps(report, allow_nan=False) + "\n")
         print(
             f"mAP {scores['mAP']:.4f}  mINP {scores['mINP']:.4f}  rank1 {scores['rank1']:.4f}  "
@@ -116,6 +120,16 @@ def _check_ids(path: Path, name: str, array: np.ndarray[Any, Any], rows: int) ->
         raise UserError(f"{path}: {name} is {array.dtype}; it must be an integer type that fits into int64")
     if array.shape != (rows,):
         raise UserError(f"{path}: {name} has shape {array.shape}; it must be ({rows},), one id for each feature row")
+
+
+def _conditions(path: Path, query: Features, gallery: Features) -> dict[str, Any]:
+    """What the ledger cannot know: which file, and whose pictures; features of other models may be of the same ones."""
+    from vmreid.data.manifest import sha256_of
+
+    ids = hashlib.sha256()
+    for values in (query.pids, query.camids, gallery.pids, gallery.camids):
+        ids.update(values.numpy().astype("<i8").tobytes())
+    return {"ids_sha256": ids.hexdigest(), "features_sha256": sha256_of(path)}
 
 
 def _per_query(ranks: QueryRanks) -> dict[str, list[Any]]:

@@ -49,6 +49,7 @@ UNFINISHED = "shards/unfinished.py"
 RANKING, PROTOCOL, FLOORS = "vmreid/evaluation/ranking.py", "vmreid/evaluation/protocol.py", "vmreid/evaluation/baselines.py"
 EVALUATE, EXTRACT = "vmreid/evaluation/evaluate.py", "vmreid/evaluation/extraction.py"
 DIRECTIONS = "vmreid/evaluation/directions.py"
+LEDGER, PROTOCOLS = "vmreid/evaluation/ledger.py", "vmreid/report/protocols.py"
 SCHEDULE, MLFLOW = "vmreid/optim/schedule.py", "vmreid/tracking/mlflow_run.py"
 CONFIG, CHECKPOINT, TRAINER = (f"vmreid/engine/{name}.py" for name in ("deepspeed_config", "checkpoint", "trainer"))
 
@@ -72,6 +73,7 @@ TEST_LOSS = "tests/distributed/test_training_steps.py::test_the_recipe_says_how_
 TEST_SAMPLER, TEST_MIXED = "tests/data/test_identity_batches.py", "tests/data/test_mixed_sets.py"
 TEST_KILLED = "tests/distributed/test_resume.py::test_killed_at_20_moments_the_log_and_the_weights_are_undisturbed"
 TEST_METRIC = "tests/evaluation/test_ranking.py::test_by_hand"
+TEST_LEDGER = "tests/launcher/test_score.py::test_the_ledger_says_what_was_scored"
 TEST_FLOORS = "tests/evaluation/test_baselines.py"
 TEST_EVALUATE = "tests/evaluation/test_evaluate.py"
 TEST_SCHEDULE = "tests/optim/test_optim.py"
@@ -206,6 +208,10 @@ FAULTS = (
           "untrained.eval()", "untrained", TEST_EVALUATE),
     Fault("evaluation: camera ids and identities change places", EXTRACT,
           "torch.cat(ids)[order], torch.cat(camids)[order]", "torch.cat(camids)[order], torch.cat(ids)[order]", TEST_EVALUATE),
+    Fault("ledger: junk counts among the gallery's identities", LEDGER,
+          "_counts(gallery_part[~junk])", "_counts(gallery_part)", TEST_LEDGER),
+    Fault("comparison: every run counts as of the first's protocol", PROTOCOLS,
+          "if protocol.ledger == own", "if True", "tests/report/test_report.py"),
 )
 # fmt: on
 

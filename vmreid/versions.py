@@ -22,12 +22,18 @@ def versions() -> dict[str, str]:
 
 
 def commit(folder: Path = Path(__file__).parent) -> str:
-    """``git describe`` of the checkout that ``folder`` lies in, by default this source's; ``unknown`` outside of one.
+    """``git describe`` of the checkout that ``folder`` belongs to, by default this source's; ``unknown`` outside of one.
 
-    ``-dirty`` where it has changes.
+    ``-dirty`` where it has changes. An installed package below another project's checkout is no part of that.
     """
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+    if not _git(folder, "ls-files", "."):
         return "unknown"
+    return _git(folder, "describe", "--always", "--dirty", "--abbrev=12") or "unknown"
+
+
+def _git(folder: Path, *words: str) -> str:
+    """What git prints; nothing where it fails."""
+    try:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from vmreid.models import build_backbone
 from vmreid.precision import computes_bf16
 from vmreid.recipes.schema import Model
 from vmreid.run_folder import RunFolder
+from vmreid.versions import commit
 
 BACKBONES = ("VIT-S", "MAMBA-V2")
 FLOORS = {"chance", "untrained", "histogram", "rgb_histogram"}
@@ -70,7 +72,15 @@ def test_a_run_holds_what_the_contract_says(project):
     assert {"mAP", "mINP", "rank1", "rank5", "rank10", "cmc", "queries", "invalid_queries", "gallery"} <= metrics.keys()
     assert len(metrics["cmc"]) == 50
     assert (metrics["queries"], metrics["gallery"]) == (6, 18)
-    assert metrics["protocol"]["world"] == 3
+    ledger = metrics["protocol"]
+    assert ledger["query"] == {"pictures": 6, "identities": 6, "cameras": 2, "invalid": metrics["invalid_queries"]}
+    assert (ledger["gallery"]["pictures"], ledger["gallery"]["junk"]) == (18, 0)
+    assert (ledger["image_size"], ledger["flip"], ledger["world"]) == ([64, 32], False, 3)
+    assert (ledger["metric"], ledger["normalisation"]) == ("cosine", "unit length")
+    assert ledger["data_digest"] == json.loads((project / "data/manifest.json").read_text())["digest"]
+    weights = folder / "checkpoints/step-000004/weights.safetensors"
+    assert ledger["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert ledger["commit"] == commit()
     assert set(metrics["baselines"]) == FLOORS
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ from vmreid import command
 from vmreid.command import Parser, run
 from vmreid.distributed import rank, sum_over_ranks
 from vmreid.errors import UserError
+from vmreid.versions import commit
 
 ROOT = Path(__file__).parents[2]
 METRICS = {"euclidean": "sqeuclidean", "cosine": "cosine"}
@@ -99,13 +101,38 @@ def test_writes_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     scores = json.loads(out.read_text())
     assert set(scores) == {
         *("metric", "mAP", "mINP", "rank1", "rank5", "rank10", "cmc"),
-        *("queries", "invalid_queries", "gallery", "per_query"),
+        *("queries", "invalid_queries", "gallery", "per_query", "protocol"),
     }
     assert (scores["metric"], scores["queries"], scores["gallery"], len(scores["cmc"])) == ("cosine", 7, 40, 50)
     assert set(scores["per_query"]) == {"ap", "inp", "first_rank", "ranks"}
     assert scores["invalid_queries"] > 0
     assert all(values.count(None) == scores["invalid_queries"] for values in scores["per_query"].values())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npz", "scores.json"]
+
+
+def test_the_ledger_says_what_was_scored(ranks: Pool, tmp_path: Path) -> None:
+    """Other features of the same pictures have the same ids and another file; on 3 ranks as on one."""
+    case, ledgers = small_case(), []
+    for world, change in ((1, 0), (3, 0), (1, 1)):
+        features, out = write(tmp_path, {**case, "gallery_features": case["gallery_features"] + change}), tmp_path / "out.json"
+        words = [str(features), "--metric", "euclidean", "--out", str(out)]
+        ranks.run(world, score_on_ranks, words)
+        ledgers.append(json.loads(out.read_text())["protocol"])
+        assert ledgers[-1]["features_sha256"] == hashlib.sha256(features.read_bytes()).hexdigest()
+    first, again, other = ledgers
+    assert first == again
+    assert {key for key in first if first[key] != other[key]} == {"features_sha256"}
+    kept = case["gallery_pids"] != -1
+    scores = json.loads(out.read_text())
+    for side, rows, further in (("query", slice(None), "invalid"), ("gallery", kept, "junk")):
+        pids, camids = (case[f"{side}_{name}"][rows].tolist() for name in ("pids", "camids"))
+        counts = {"pictures": len(pids), "identities": len(set(pids)), "cameras": len(set(camids))}
+        assert first[side] == counts | {further: first[side][further]}
+    assert (first["query"]["invalid"], first["gallery"]["junk"]) == (scores["invalid_queries"], 40 - kept.sum())
+    assert first["gallery"]["junk"] > 0
+    assert (first["metric"], first["normalisation"]) == ("euclidean", "none")
+    assert first["distance"].startswith("squared Euclidean")
+    assert (first["commit"], first["versions"]["torch"]) == (commit(), torch.__version__)
 
 
 @pytest.mark.parametrize("metric", METRICS)

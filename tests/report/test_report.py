@@ -15,6 +15,7 @@ from torch import nn
 from vmreid.errors import UserError
 from vmreid.recipes import dump_recipe, load_recipe
 from vmreid.recipes.schema import Model
+from vmreid.report import rows
 from vmreid.report.measure import LiveBytes, peak_bytes_per_picture
 from vmreid.report.render import HEADINGS, as_markdown, as_page, as_text
 from vmreid.report.rows import Comparison, compare_runs, gradient_tail, run_names
@@ -28,8 +29,16 @@ DIGEST = {"same": "a1b2c3d4e5f6" * 5, "other": "f6e5d4c3b2a1" * 5}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def write_run(folder: Path, backbone: str, mean_ap: float, digest: str = DIGEST["same"], steps: int = 12) -> RunFolder:
-    """What training and evaluation leave behind, with chosen numbers."""
+def protocol(digest: str) -> dict[str, Any]:
+    """A ledger, less what this module's tests do not need."""
+    query = {"pictures": 6, "identities": 3, "cameras": 2, "invalid": 1}
+    return {"metric": "cosine", "image_size": [64, 32], "data_digest": digest, "query": query, "world": 1, "commit": "abc"}
+
+
+def write_run(
+    folder: Path, backbone: str, mean_ap: float, digest: str = DIGEST["same"], steps: int = 12, **changes: Any
+) -> RunFolder:
+    """What training and evaluation leave behind, with chosen numbers; ``changes`` of the ledger."""
     folder.mkdir(parents=True)
     words = [f"model.backbone={backbone}", "model.dim=16", "model.depth=1"]
     words += ["model.d_state=2"] if backbone == "MAMBA-V2" else ["model.heads=2"]
@@ -44,7 +53,7 @@ def write_run(folder: Path, backbone: str, mean_ap: float, digest: str = DIGEST[
     metrics = {
         **scores,
         "baselines": {name: {"mAP": value, "rank1": value / 2, "mINP": value / 4} for name, value in floors.items()},
-        "protocol": {"metric": "cosine", "image_size": [64, 32], "data_digest": digest},
+        "protocol": protocol(digest) | changes,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return RunFolder(folder)
@@ -215,16 +224,44 @@ def test_the_page_fetches_nothing(two: Comparison) -> None:
     assert page.tags.count("svg") == 3
 
 
-def test_other_data_is_warned_of_on_page_markdown_and_terminal(tmp_path: Path) -> None:
-    runs = [write_run(tmp_path / "a", "VIT-S", 0.5), write_run(tmp_path / "b", "VIT-S", 0.25, DIGEST["other"])]
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what is said of scores: timing a backbone takes three seconds a run."""
+    monkeypatch.setattr(rows, "seconds_by_tokens", lambda *_: {32: 1.0, 128: 2.0, 512: 4.0})
+
+
+@pytest.mark.usefixtures("quick")
+def test_runs_of_other_protocols_are_marked_and_the_reason_is_told_everywhere(tmp_path: Path) -> None:
+    """Run b has other data and size, c the first's protocol although another machine and commit made it."""
+    other = {"image_size": [128, 64], "query": {"pictures": 7, "identities": 3, "cameras": 2, "invalid": 0}, "rerank": "k20"}
+    runs = [
+        write_run(tmp_path / "a", "VIT-S", 0.5),
+        write_run(tmp_path / "b", "VIT-S", 0.25, DIGEST["other"], **other),
+        write_run(tmp_path / "c", "VIT-S", 0.375, world=8, commit="def", weights_sha256="0" * 64),
+    ]
     comparison = compare_runs(runs, CPU)
+    assert [row.protocol for row in comparison.rows] == [1, 2, 1]
     (warning,) = comparison.warnings
-    assert warning.startswith("data_digest differs, so the scores are not comparable")
-    assert "a: a1b2c3" in warning
-    assert "b: f6e5d4" in warning
+    assert warning == (
+        "protocol 2 (b) differs from protocol 1 (a, c), so their scores are not comparable: image_size 128x64 (1: 64x32); "
+        "data_digest f6e5d4c3b2a1 (1: a1b2c3d4e5f6); query 7 pictures, 3 identities, 2 cameras, 0 invalid (1: 6 pictures, "
+        "3 identities, 2 cameras, 1 invalid); rerank k20 (1: not stated)"
+    )
     assert Page(as_page(comparison)).warnings == [warning]
     assert warning in as_markdown(comparison)
     assert warning in as_text(comparison)
+    names = [line[0] for line in Page(as_page(comparison)).lines[1:]]
+    assert names[:3] == ["a [protocol 1]", "b [protocol 2]", "c [protocol 1]"]
+    floors = [f"{floor} [protocol {number}]" for floor in ("chance", "histogram", "rgb_histogram") for number in (1, 2)]
+    assert sorted(names[3:]) == sorted([*floors, *(f"untrained {name}" for name in names[:3])])
+    assert names == [line[0] for line in markdown_lines(as_markdown(comparison))[1:]]
+    assert [re.split(r"\s{2,}", line)[0] for line in as_text(comparison).splitlines()[2 : 2 + len(names)]] == names
+    read = json.loads(json.dumps(comparison.as_json()))
+    assert [row["protocol"] for row in read["rows"]] == [1, 2, 1]
+    assert [each["runs"] for each in read["protocols"]] == [["a", "c"], ["b"]]
+    assert read["protocols"][1]["differs"]["image_size"] == [[64, 32], [128, 64]]
+    assert read["protocols"][1]["differs"].keys() == {"data_digest", "image_size", "query", "rerank"}
+    assert as_page(comparison).count("<tr class='model other'>") == 1
 
 
 def test_odd_names_are_escaped(tmp_path: Path) -> None:
@@ -239,8 +276,8 @@ def test_odd_names_are_escaped(tmp_path: Path) -> None:
 def test_more_runs_than_colours_are_all_drawn(two: Comparison) -> None:
     names = [f"run{number}" for number in range(7)]
     curves = dict.fromkeys(names, two.curves["vit"])
-    rows = [type(two.rows[0])(**{**vars(two.rows[0]), "name": name}) for name in names]
-    text = as_page(Comparison(rows, two.floors, two.setting, [], curves))
+    seven = [type(two.rows[0])(**{**vars(two.rows[0]), "name": name}) for name in names]
+    text = as_page(Comparison(seven, two.floors, two.protocols, two.setting, [], curves))
     assert [text.count(f"<!-- {name} -->") for name in names] == [2] * 7  # the legends of two figures name runs alone
     assert [text.count(f"<!-- {name}: n^") for name in names] == [1] * 7
 

@@ -19,6 +19,7 @@ from vmreid.errors import UserError
 from vmreid.evaluation.baselines import colour_histogram, rgb_histogram
 from vmreid.evaluation.directions import direction, mean
 from vmreid.evaluation.extraction import Extracted, FeatureFunction, extract
+from vmreid.evaluation.ledger import ledger
 from vmreid.evaluation.nearest import Example, examples
 from vmreid.evaluation.ranking import Features
 from vmreid.models import ReIDModel, build_backbone
@@ -87,17 +88,18 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
         reverse = direction(gallery, query, metric)
         metrics |= {"reverse": reverse.metrics(), "mean": mean(metrics, reverse.metrics())}
         curves["gallery to query"] = reverse.curves()
-    metrics["protocol"] = {
-        "metric": metric,
+    part = gallery["model"]
+    conditions = {
         "feature": "after BNNeck, fp32",
-        "excluded": "junk (pid -1); gallery pictures of the query's identity and camera",
         "image_size": list(plan.recipe.data.image_size),
+        "flip": False,
         "data_digest": plan.manifest.digest,
         "checkpoint": plan.checkpoint.name,
         "weights_sha256": sha256_of(plan.checkpoint / WEIGHTS),
         "backbone": plan.recipe.model.backbone,
+        "world": place.world,
     }
-    part = gallery["model"]
+    metrics["protocol"] = ledger(forward.query, forward.ranks, part.features, metric, conditions)
     shown = examples(forward.ranks, forward.query, part.features, part.rows, metric)
     return Evaluation(metrics, curves, shown)
 

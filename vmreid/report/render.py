@@ -5,12 +5,14 @@ from __future__ import annotations
 import html
 import io
 import itertools
+from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from vmreid.report.protocols import Protocol, marked
 from vmreid.report.rows import Comparison, Row
 from vmreid.text_table import aligned, markdown
 
@@ -22,10 +24,10 @@ COLOURS = ("#2a6fbb", "#c8553d", "#4f8f4f", "#8a5aa8", "#b8860b")
 SMOOTHING = 0.8
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: Row, protocols: Sequence[Protocol]) -> tuple[str, ...]:
     """One line of the table, as text."""
     return (
-        row.name,
+        marked(row.name, row.protocol, protocols),
         f"{row.parameters / 1e6:.1f} M",
         f"O(n^{row.exponent:.2f})",
         f"{row.mAP:.3f}",
@@ -44,7 +46,7 @@ def floor_cells(name: str, scores: dict[str, float]) -> tuple[str, ...]:
 def lines(comparison: Comparison) -> list[tuple[str, ...]]:
     """All lines of the table below its headings."""
     floors = sorted(comparison.floors.items())
-    return [cells(row) for row in comparison.rows] + [floor_cells(name, scores) for name, scores in floors]
+    return [cells(row, comparison.protocols) for row in comparison.rows] + [floor_cells(name, scores) for name, scores in floors]
 
 
 def legend(comparison: Comparison) -> list[str]:
@@ -53,7 +55,8 @@ def legend(comparison: Comparison) -> list[str]:
     return [
         f"Complexity: exponent fitted to forward + backward time over {tokens} patch tokens on {comparison.setting['device']}; "
         "1 is linear, 2 quadratic. Few tokens are bound by overhead and matrix products, which pulls it below its limit.",
-        "mAP, Rank-1: fractions on query against gallery, " + _protocol(comparison) + ".",
+        "mAP, Rank-1: fractions on query against gallery. "
+        + " ".join(f"Protocol {each.number}: {_in_words(each)}." for each in comparison.protocols),
         "Stability: stops at a non-finite value, over all resumes; 99th percentile over median of the gradient norm.",
         "Memory: growth of the peak of one forward + backward pass with each further picture, at the run's image size.",
         "images/s: median over the training steps, all ranks together.",
@@ -78,7 +81,7 @@ def as_page(comparison: Comparison) -> str:
     """One HTML file without outside parts."""
     head = "".join(f"<th>{html.escape(text)}</th>" for text in HEADINGS)
     body = "".join(
-        f"<tr class={'model' if number < len(comparison.rows) else 'floor'}>"
+        f"<tr class='{_classes(comparison, number)}'>"
         + "".join(
             f"<td data-label='{html.escape(label)}'>{html.escape(cell)}</td>" for label, cell in zip(HEADINGS, line, strict=True)
         )
@@ -99,10 +102,17 @@ def as_page(comparison: Comparison) -> str:
     )
 
 
-def _protocol(comparison: Comparison) -> str:
-    protocol = next(iter(comparison.setting["protocols"].values()))
-    size = "x".join(map(str, protocol["image_size"]))
-    return f"{protocol['metric']} distance, {size} pixels, data {protocol['data_digest'][:12]}"
+def _classes(comparison: Comparison, number: int) -> str:
+    """Of a line of the table; ``other``: of a run that was evaluated under another protocol than the first."""
+    if number >= len(comparison.rows):
+        return "floor"
+    return "model other" if comparison.rows[number].protocol > 1 else "model"
+
+
+def _in_words(protocol: Protocol) -> str:
+    ledger = protocol.ledger
+    size = "x".join(map(str, ledger["image_size"]))
+    return f"{ledger['metric']} distance, {size} pixels, data {ledger['data_digest'][:12]}"
 
 
 def _loss_curves(comparison: Comparison) -> str:
@@ -167,7 +177,8 @@ h1{font-size:1.5rem;font-weight:650}h2{font-size:1.1rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.92rem;font-variant-numeric:tabular-nums}
 th,td{text-align:left;padding:.45rem .7rem;border-bottom:1px solid #dfe3e6}
 th{font-size:.8rem;color:#5b6874;font-weight:600;white-space:nowrap}
-td:first-child,td:nth-child(3){white-space:nowrap}tr.model td:first-child{font-weight:650}tr.floor{color:#5b6874}
+td:first-child,td:nth-child(3){white-space:nowrap}tr.model td:first-child{font-weight:650}
+tr.other{background:#fff1d6}tr.floor{color:#5b6874}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:1rem;margin:1.5rem 0}
 figure{margin:0;background:#fff;border:1px solid #e4e7ea;border-radius:8px;padding:.5rem}svg{width:100%;height:auto}
 .warning{background:#fff1d6;border-left:4px solid #c98a00;padding:.6rem .9rem}li{margin:.3rem 0}

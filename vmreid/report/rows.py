@@ -14,6 +14,7 @@ from vmreid.kernels import choose_backend
 from vmreid.models import build_backbone, scans_maps
 from vmreid.progress import Reporter
 from vmreid.report.measure import peak_bytes_per_picture, seconds_by_tokens
+from vmreid.report.protocols import Protocol, marked, number_of, protocols_of, warnings_of
 from vmreid.run_folder import RunFolder
 from vmreid.timing import device_name, fitted_exponent
 
@@ -22,9 +23,11 @@ FIRST_STEPS_LEFT_OUT = 3  # of the throughput: caches and allocators warm up
 
 @dataclass(frozen=True)
 class Row:
-    """One run. Scores are fractions; ``seconds_by_tokens`` is forward + backward of two pictures on the comparing machine."""
+    """One run. ``protocol``: number of the one it was evaluated under. Scores are fractions; ``seconds_by_tokens`` is
+    forward + backward of two pictures on the comparing machine."""
 
     name: str
+    protocol: int
     backbone: str
     parameters: int
     steps: int
@@ -46,6 +49,7 @@ class Comparison:
 
     rows: list[Row]
     floors: dict[str, dict[str, float]]
+    protocols: list[Protocol]
     setting: dict[str, Any]
     warnings: list[str]
     curves: dict[str, dict[str, list[float]]]
@@ -65,28 +69,32 @@ def compare_runs(folders: list[RunFolder], device: torch.device) -> Comparison:
             raise UserError(
                 f"{folder.path}: no step in log.jsonl; train it first with python -m launcher.train --out {folder.path}"
             )
+    ledgers = {name: metrics[name]["protocol"] for name in names}
+    protocols = protocols_of(ledgers)
     rows = []
     with Reporter("measuring", len(names)) as reporter:
         for name, folder in zip(names, folders, strict=True):
-            rows.append(_row(name, folder, metrics[name], logs[name], device))
+            rows.append(_row(name, number_of(name, protocols), folder, metrics[name], logs[name], device))
             reporter.advance(name)
     floors: dict[str, dict[str, float]] = {}
-    for name in names:
-        for floor, scores in metrics[name]["baselines"].items():
-            floors[f"untrained {name}" if floor == "untrained" else floor] = scores
-    protocols = {name: metrics[name]["protocol"] for name in names}
+    for row in rows:
+        for floor, scores in metrics[row.name]["baselines"].items():
+            floor_name = f"untrained {row.name}" if floor == "untrained" else floor
+            floors[marked(floor_name, row.protocol, protocols)] = scores
     setting = {
         "device": device_name(device),
         "torch": torch.__version__,
-        "protocols": protocols,
+        "protocols": ledgers,
     }
     curves = {
         name: {key: [entry[key] for entry in log] for key in ("step", "loss", "grad_norm", "lr")} for name, log in logs.items()
     }
-    return Comparison(rows, floors, setting, _warnings(protocols), curves)
+    return Comparison(rows, floors, protocols, setting, warnings_of(protocols), curves)
 
 
-def _row(name: str, folder: RunFolder, metrics: dict[str, Any], log: list[dict[str, Any]], device: torch.device) -> Row:
+def _row(
+    name: str, protocol: int, folder: RunFolder, metrics: dict[str, Any], log: list[dict[str, Any]], device: torch.device
+) -> Row:
     recipe = folder.recipe()
     model = recipe.model.from_scratch()
     backend, _ = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))
@@ -94,6 +102,7 @@ def _row(name: str, folder: RunFolder, metrics: dict[str, Any], log: list[dict[s
     seconds = seconds_by_tokens(model, backend, device)
     return Row(
         name=name,
+        protocol=protocol,
         backbone=recipe.model.backbone,
         parameters=sum(p.numel() for p in build_backbone(model, size, backend).parameters()),
         steps=len(log),
@@ -124,13 +133,3 @@ def run_names(folders: list[RunFolder]) -> list[str]:
             raise UserError(f"{path}: given {paths.count(path)} times; name each run once")
     depth = next(depth for depth in itertools.count(1) if len({path.parts[-depth:] for path in paths}) == len(paths))
     return ["/".join(path.parts[-depth:]) for path in paths]
-
-
-def _warnings(protocols: dict[str, dict[str, Any]]) -> list[str]:
-    warnings = []
-    for key in ("data_digest", "metric", "image_size"):
-        values = {name: protocol[key] for name, protocol in protocols.items()}
-        if len({str(value) for value in values.values()}) > 1:
-            listed = ", ".join(f"{name}: {str(value)[:24]}" for name, value in values.items())
-            warnings.append(f"{key} differs, so the scores are not comparable ({listed})")
-    return warnings
