@@ -34,11 +34,14 @@ def main(words: Sequence[str]) -> None:
     found = evaluate(from_rank_0(plan), place)
     if plan and tracker:
         metrics = found.metrics
+        write_atomically(folder.queries_file, found.queries)  # before what names its digest
         write_atomically(folder.metrics_file, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-        print(aligned(*_table(plan.recipe.model.backbone, metrics)), folder.metrics_file, sep="\n", flush=True)
+        table = aligned(*_table(plan.recipe.model.backbone, metrics))
+        print(table, _uncertainty(metrics), folder.metrics_file, sep="\n", flush=True)
         try:
             tracker.log_results(int(plan.checkpoint.name.removeprefix("step-")), _named_for_mlflow(metrics))
-            tracker.log_artifact(folder.metrics_file)
+            for path in (folder.metrics_file, folder.queries_file):
+                tracker.log_artifact(path)
             tracker.describe(_description(plan, metrics))
             _draw(plan, found, folder, tracker)
         finally:
@@ -89,11 +92,21 @@ def _table(backbone: str, metrics: dict[str, Any]) -> tuple[tuple[str, ...], lis
     return headings, rows
 
 
+def _uncertainty(metrics: dict[str, Any]) -> str:
+    """One line: intervals of the first direction's scores."""
+    intervals = metrics["intervals"]
+    about = f"{intervals['confidence']:.0%} intervals over {intervals['identities']} query identities"
+    if intervals["mAP"] is None:
+        return f"{about}: none of so few"
+    limits = ("{}: {:.3f} to {:.3f}".format(name, *intervals[key]) for key, name in (("mAP", "mAP"), ("rank1", "Rank-1")))
+    return f"{about}: {', '.join(limits)}"
+
+
 def _description(plan: EvaluationPlan, metrics: dict[str, Any]) -> str:
     """What MLflow shows above a run's metrics."""
     about = (
         f"{plan.checkpoint.name} on `{plan.data.name}`: {metrics['queries']} queries, {metrics['gallery']} gallery pictures, "
-        f"{plan.recipe.evaluation.metric} distance. Pictures: Artifacts, folder `pictures`."
+        f"{plan.recipe.evaluation.metric} distance. {_uncertainty(metrics)}. Pictures: Artifacts, folder `pictures`."
     )
     return f"{markdown(*_table(plan.recipe.model.backbone, metrics))}\n\n{about}"
 

@@ -43,6 +43,7 @@ def main(words: Sequence[str]) -> None:
     from vmreid.distributed import place_from_environment, start_process_group, stop_process_group
     from vmreid.evaluation.ledger import ledger
     from vmreid.evaluation.protocol import summarise
+    from vmreid.evaluation.query_scores import QueryScores
     from vmreid.evaluation.ranking import rank_queries
     from vmreid.run_folder import write_atomically
 
@@ -61,7 +62,14 @@ def main(words: Sequence[str]) -> None:
     conditions = {} if place.rank else _conditions(options.features, query, gallery)
     protocol = ledger(query, ranks, gallery[index], options.metric, conditions)
     if place.rank == 0:
-        report = {"metric": options.metric, **scores, "protocol": protocol, "per_query": _per_query(ranks)}
+        intervals = QueryScores.of(query, ranks, {}).intervals()
+        report = {
+            "metric": options.metric,
+            **scores,
+            "intervals": intervals,
+            "protocol": protocol,
+            "per_query": _per_query(ranks),
+        }
         write_atomically(options.out, json.dumps(report, allow_nan=False) + "\n")
         print(
             f"mAP {scores['mAP']:.4f}  mINP {scores['mINP']:.4f}  rank1 {scores['rank1']:.4f}  "

@@ -49,7 +49,8 @@ UNFINISHED = "shards/unfinished.py"
 RANKING, PROTOCOL, FLOORS = "vmreid/evaluation/ranking.py", "vmreid/evaluation/protocol.py", "vmreid/evaluation/baselines.py"
 EVALUATE, EXTRACT = "vmreid/evaluation/evaluate.py", "vmreid/evaluation/extraction.py"
 DIRECTIONS = "vmreid/evaluation/directions.py"
-LEDGER, PROTOCOLS = "vmreid/evaluation/ledger.py", "vmreid/report/protocols.py"
+LEDGER, UNCERTAINTY = "vmreid/evaluation/ledger.py", "vmreid/evaluation/uncertainty.py"
+PROTOCOLS, PAIRS = "vmreid/report/protocols.py", "vmreid/report/pairs.py"
 SCHEDULE, MLFLOW = "vmreid/optim/schedule.py", "vmreid/tracking/mlflow_run.py"
 CONFIG, CHECKPOINT, TRAINER = (f"vmreid/engine/{name}.py" for name in ("deepspeed_config", "checkpoint", "trainer"))
 
@@ -74,6 +75,7 @@ TEST_SAMPLER, TEST_MIXED = "tests/data/test_identity_batches.py", "tests/data/te
 TEST_KILLED = "tests/distributed/test_resume.py::test_killed_at_20_moments_the_log_and_the_weights_are_undisturbed"
 TEST_METRIC = "tests/evaluation/test_ranking.py::test_by_hand"
 TEST_LEDGER = "tests/launcher/test_score.py::test_the_ledger_says_what_was_scored"
+TEST_UNCERTAINTY = "tests/evaluation/test_uncertainty.py"
 TEST_FLOORS = "tests/evaluation/test_baselines.py"
 TEST_EVALUATE = "tests/evaluation/test_evaluate.py"
 TEST_SCHEDULE = "tests/optim/test_optim.py"
@@ -207,7 +209,17 @@ FAULTS = (
     Fault("evaluation: the untrained model stays in training mode", EVALUATE,
           "untrained.eval()", "untrained", TEST_EVALUATE),
     Fault("evaluation: camera ids and identities change places", EXTRACT,
-          "torch.cat(ids)[order], torch.cat(camids)[order]", "torch.cat(camids)[order], torch.cat(ids)[order]", TEST_EVALUATE),
+          "ids, camids, row, view, kind =", "camids, ids, row, view, kind =", TEST_EVALUATE),
+    Fault("evaluation: views and types change places", EXTRACT,
+          '"view": view, "type": kind}', '"view": kind, "type": view}',
+          "tests/evaluation/test_evaluate.py::test_views_and_types_come_from_the_shards_to_each_query"),
+    Fault("intervals: queries are drawn, not identities", UNCERTAINTY,
+          "np.unique(pid_Q[valid_Q], return_inverse=True)", "np.unique(np.arange(valid_Q.sum()), return_inverse=True)",
+          TEST_UNCERTAINTY),
+    Fault("paired test: signs are flipped once for all identities", UNCERTAINTY,
+          "np.where(drawn_RC, sum_C, -sum_C)", "np.where(drawn_RC[:, :1], sum_C, -sum_C)", TEST_UNCERTAINTY),
+    Fault("comparison: runs of different protocols are paired", PAIRS,
+          "[name for name in protocol.runs if name in scores]", "list(scores)", "tests/report/test_report.py"),
     Fault("ledger: junk counts among the gallery's identities", LEDGER,
           "_counts(gallery_part[~junk])", "_counts(gallery_part)", TEST_LEDGER),
     Fault("comparison: every run counts as of the first's protocol", PROTOCOLS,

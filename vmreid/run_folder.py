@@ -1,5 +1,5 @@
-"""The files of one run: recipe.yaml, deepspeed.json, log.jsonl, non_finite.jsonl, metrics.json, mlflow.json, pictures/,
-checkpoints/."""
+"""The files of one run: recipe.yaml, deepspeed.json, log.jsonl, non_finite.jsonl, metrics.json, queries.npz, mlflow.json,
+pictures/, checkpoints/."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vmreid.errors import UserError
 from vmreid.recipes import Recipe, load_recipe
 
 WEIGHTS = "weights.safetensors"
+QUERIES = "queries.npz"
 
 
 class RunFolder:
@@ -24,6 +25,7 @@ class RunFolder:
         self.log_file = path / "log.jsonl"
         self.non_finite_file = path / "non_finite.jsonl"
         self.metrics_file = path / "metrics.json"
+        self.queries_file = path / QUERIES
         self.mlflow_file = path / "mlflow.json"
         self.pictures = path / "pictures"
         self.checkpoints = path / "checkpoints"

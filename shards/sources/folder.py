@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 
 from shards.sources.files import find_fit, found_in, is_picture_name, refuse
-from shards.sources.picture import UNKNOWN, Picture, Splits, reader
-from vmreid.data.manifest import SPLITS
+from shards.sources.picture import Picture, Splits, reader
+from vmreid.data.manifest import SPLITS, UNKNOWN
 from vmreid.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")

@@ -9,14 +9,12 @@ from pathlib import Path
 
 from vmreid.errors import UserError
 
-UNKNOWN = -1  # view or type of a picture whose set states them, but not for this one
-
 
 @dataclass(frozen=True, slots=True)
 class Picture:
     """One picture of a source: identity, camera, a name for people, and how to get its encoded bytes.
 
-    ``view`` and ``type`` are the set's own numbers, ``UNKNOWN`` where it gives none; None: the set has no such thing.
+    ``view`` and ``type`` are the set's own numbers, ``UNKNOWN`` where it gives none for it; None: the set has no such thing.
     """
 
     pid: int

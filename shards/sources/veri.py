@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
 from shards.sources.files import Naming, find_base, read_lines, refuse
-from shards.sources.picture import UNKNOWN, Counts, Published, Splits
+from shards.sources.picture import Counts, Published, Splits
+from vmreid.data.manifest import UNKNOWN
 from vmreid.errors import UserError
 
 FOLDERS = {"train": "image_train", "query": "image_query", "gallery": "image_test"}

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import oracle
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from pool import Pool
 from tiny import plan_run, write_set
 
+from shards.sources import Picture
+from shards.writer import write_shards
 from vmreid.data.manifest import read_index
 from vmreid.data.pictures import decode
 from vmreid.data.ranges import ShardRanges
 from vmreid.data.transforms import resize
 from vmreid.distributed import Place, rank, world_size
 from vmreid.evaluation.baselines import chance, colour_histogram
-from vmreid.evaluation.evaluate import EvaluationPlan, evaluate
+from vmreid.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
 from vmreid.evaluation.extraction import FeatureFunction
+from vmreid.evaluation.query_scores import QueryScores
 from vmreid.models import ReIDModel, build_backbone
 from vmreid.run_folder import WEIGHTS
 
@@ -95,3 +103,45 @@ def test_scores_and_floors_are_those_of_the_plain_protocol(plan: EvaluationPlan,
             scores = {"mAP": floor["mAP"], "mINP": floor["mINP"], "rank1": floor["cmc"][0]}
             assert found["baselines"][name] == pytest.approx(scores, abs=1e-12), name
         assert found["baselines"]["chance"] == pytest.approx(chance_by_hand(plan), abs=1e-12)
+
+
+def test_views_and_types_come_from_the_shards_to_each_query(ranks: Pool, tmp_path: Path) -> None:
+    """A set whose pictures state them, each its own; on one rank and on three, of which one or two have no picture."""
+
+    def picture(pid: int, camid: int) -> Picture:
+        return Picture(pid, camid, f"{pid}_{camid}.png", partial(png, pid, camid), view=camid, type=pid % 3)
+
+    splits = {
+        "train": [picture(pid, camid) for pid in range(6) for camid in (0, 1)],
+        "query": [picture(pid, 0) for pid in range(6, 11)],
+        "gallery": [picture(pid, 1) for pid in range(6, 11)],
+    }
+    write_shards(splits, tmp_path / "data", {"name": "typed"})
+    training = plan_run(tmp_path / "run", tmp_path / "data", ["evaluation.batch_size=2"])
+    (data,) = training.sets
+    plan = EvaluationPlan(training.recipe, data.folder, data.manifest, tmp_path / "step-000001", "torch")
+    plan.checkpoint.mkdir()
+    safetensors.torch.save_file(model_from(1, plan).state_dict(), plan.checkpoint / WEIGHTS)
+    found = [ranks.run(world, evaluate_whole, plan)[0] for world in (1, 3)]
+    for evaluation in found:
+        scores = QueryScores.from_npz(evaluation.queries)
+        assert [scores.pid.tolist(), scores.view.tolist()] == [[6, 7, 8, 9, 10], [0] * 5]
+        assert scores.type.tolist() == [0, 1, 2, 0, 1]
+        assert {value: part["queries"] for value, part in evaluation.metrics["breakdown"]["type"].items()} == {
+            "0": 2,
+            "1": 2,
+            "2": 1,
+        }
+        assert evaluation.metrics["protocol"]["per_query"]["sha256"] == hashlib.sha256(evaluation.queries).hexdigest()
+    assert found[0].queries == found[1].queries
+
+
+def png(pid: int, camid: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 64), (pid * 20, 60 + 90 * camid, 250 - pid * 20)).save(file, "PNG")
+    return file.getvalue()
+
+
+def evaluate_whole(plan: EvaluationPlan) -> Evaluation:
+    """All ranks."""
+    return evaluate(plan, Place(rank(), world_size(), rank()))

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -22,6 +23,7 @@ from launcher import evaluate
 from shards.sources import image_folder
 from shards.writer import write_shards
 from vmreid.errors import UserError
+from vmreid.evaluation.query_scores import QueryScores
 from vmreid.models import build_backbone
 from vmreid.precision import computes_bf16
 from vmreid.recipes.schema import Model
@@ -81,6 +83,15 @@ def test_a_run_holds_what_the_contract_says(project):
     weights = folder / "checkpoints/step-000004/weights.safetensors"
     assert ledger["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert ledger["commit"] == commit()
+    assert ledger["per_query"] == {
+        "file": "queries.npz",
+        "sha256": hashlib.sha256((folder / "queries.npz").read_bytes()).hexdigest(),
+    }
+    queries = QueryScores.from_npz((folder / "queries.npz").read_bytes())
+    assert float(np.nanmean(queries.ap)) == pytest.approx(metrics["mAP"], abs=1e-12)
+    assert metrics["intervals"]["mAP"][0] <= metrics["mAP"] <= metrics["intervals"]["mAP"][1]
+    assert metrics["intervals"]["identities"] == 6
+    assert sum(part["queries"] for part in metrics["breakdown"]["camera"].values()) == 6
     assert set(metrics["baselines"]) == FLOORS
 
 
@@ -106,8 +117,10 @@ def test_the_printed_table_has_each_direction_beside_its_floors(project, backbon
     metrics = json.loads((project / f"runs/{backbone}/metrics.json").read_text())
     scored = [metrics, *(metrics[name] for name in ("reverse", "mean") if name in metrics)]
     assert len(scored) == len(directions)
-    headings, _, *lines, _ = (project / f"table-{backbone}").read_text().splitlines()
+    headings, _, *lines, intervals, _ = (project / f"table-{backbone}").read_text().splitlines()
     assert re.split(r"\s{2,}", headings.strip()) == [f"{key}{name}" for name in directions for key in ("mAP", "Rank-1")]
+    low, high = metrics["intervals"]["mAP"]
+    assert intervals.startswith(f"95% intervals over 6 query identities: mAP: {low:.3f} to {high:.3f}, Rank-1: ")
     rows = {backbone: scored, **{floor: [scores["baselines"][floor] for scores in scored] for floor in FLOORS}}
     printed = {name: cells for name, *cells in (line.split() for line in lines)}
     assert printed == {name: [f"{scores[key]:.3f}" for scores in row for key in ("mAP", "rank1")] for name, row in rows.items()}
@@ -192,7 +205,7 @@ def test_mlflow_has_one_run_a_training_with_all_there_is_to_know(project):
     metrics = json.loads((project / "runs/MAMBA-V2/metrics.json").read_text())
     assert run.data.metrics["mAP"] == metrics["mAP"]
     names = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
-    assert {"recipe.yaml", "deepspeed.json", "log.jsonl", "metrics.json"} <= names
+    assert {"recipe.yaml", "deepspeed.json", "log.jsonl", "metrics.json", "queries.npz"} <= names
 
 
 def test_mlflows_pages_say_what_a_run_is(project):
@@ -233,6 +246,10 @@ def test_the_comparison_reports_what_the_runs_measured(project):
         assert f"{metrics['mAP']:.3f}" in printed
         assert row["bytes_per_picture"] > 0
         assert list(row["seconds_by_tokens"]) == ["32", "128", "512"]
+    (pair,) = report["pairs"]
+    assert (pair["first"], pair["second"]) == BACKBONES
+    assert pair["mAP"]["difference"] == pytest.approx(report["rows"][0]["mAP"] - report["rows"][1]["mAP"], abs=1e-12)
+    assert f"VIT-S − MAMBA-V2  {pair['mAP']['difference']:+.3f}" in printed
     assert set(report["floors"]) == {"chance", "histogram", "rgb_histogram", "untrained VIT-S", "untrained MAMBA-V2"}
     assert "<svg" in (project / "runs/report/report.html").read_text()
     assert "| VIT-S |" in (project / "runs/report/report.md").read_text()

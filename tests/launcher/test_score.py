@@ -101,9 +101,10 @@ def test_writes_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     scores = json.loads(out.read_text())
     assert set(scores) == {
         *("metric", "mAP", "mINP", "rank1", "rank5", "rank10", "cmc"),
-        *("queries", "invalid_queries", "gallery", "per_query", "protocol"),
+        *("queries", "invalid_queries", "gallery", "per_query", "protocol", "intervals"),
     }
     assert (scores["metric"], scores["queries"], scores["gallery"], len(scores["cmc"])) == ("cosine", 7, 40, 50)
+    assert scores["intervals"]["mAP"][0] < scores["mAP"] < scores["intervals"]["mAP"][1]
     assert set(scores["per_query"]) == {"ap", "inp", "first_rank", "ranks"}
     assert scores["invalid_queries"] > 0
     assert all(values.count(None) == scores["invalid_queries"] for values in scores["per_query"].values())

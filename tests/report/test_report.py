@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from vmreid.errors import UserError
+from vmreid.evaluation.query_scores import QueryScores
+from vmreid.evaluation.uncertainty import paired
 from vmreid.recipes import dump_recipe, load_recipe
 from vmreid.recipes.schema import Model
 from vmreid.report import rows
 from vmreid.report.measure import LiveBytes, peak_bytes_per_picture
-from vmreid.report.render import HEADINGS, as_markdown, as_page, as_text
+from vmreid.report.render import HEADINGS, PAIR_HEADINGS, as_markdown, as_page, as_text
 from vmreid.report.rows import Comparison, compare_runs, gradient_tail, run_names
 from vmreid.run_folder import RunFolder
 from vmreid.timing import fitted_exponent
@@ -264,6 +270,66 @@ def test_runs_of_other_protocols_are_marked_and_the_reason_is_told_everywhere(tm
     assert as_page(comparison).count("<tr class='model other'>") == 1
 
 
+def add_queries(run: RunFolder, ap: list[float]) -> None:
+    """What each of six queries of three identities scored, the last one invalid, and the intervals of the means."""
+    first_rank = [0 if math.isnan(value) else 1 + (value < 0.5) for value in ap]
+    numbers = {"camid": 0, "view": -1, "type": -1, "positives": 1}
+    scores = QueryScores(
+        pid=np.array([1, 1, 2, 2, 5, 5]), ap=np.array(ap), inp=np.array(ap) / 2, first_rank=np.array(first_rank),
+        **{name: np.full(6, number) for name, number in numbers.items()},
+    )  # fmt: skip
+    content = scores.as_npz()
+    run.queries_file.write_bytes(content)
+    metrics = run.metrics()
+    metrics["intervals"] = scores.intervals()
+    metrics["protocol"]["per_query"] = {"file": "queries.npz", "sha256": hashlib.sha256(content).hexdigest()}
+    run.metrics_file.write_text(json.dumps(metrics))
+
+
+FIRST, SECOND = [0.5, 0.75, 0.25, 1.0, 0.5, math.nan], [0.25, 0.5, 0.5, 0.5, 0.25, math.nan]
+
+
+@pytest.mark.usefixtures("quick")
+def test_runs_of_one_protocol_are_tested_in_pairs_and_no_others(tmp_path: Path) -> None:
+    """a and c share a protocol; b has another, d was evaluated before queries were kept."""
+    runs = [write_run(tmp_path / name, "VIT-S", 0.5, DIGEST["other" if name == "b" else "same"]) for name in "abcd"]
+    for run, ap in zip(runs, (FIRST, FIRST, SECOND), strict=False):
+        add_queries(run, ap)
+    comparison = compare_runs(runs, CPU)
+    (pair,) = comparison.pairs
+    wanted = paired(np.array([1, 1, 2, 2, 5, 5]), np.array(FIRST), np.array(SECOND))
+    assert (pair.first, pair.second, pair.protocol, pair.mAP) == ("a", "c", 1, wanted)
+    assert wanted.difference == pytest.approx(0.2)
+    read = json.loads(json.dumps(comparison.as_json()))
+    assert read["pairs"][0]["mAP"]["p"] == wanted.p
+    cells = ["a − c", "+0.200", f"{wanted.interval[0]:+.3f} to {wanted.interval[1]:+.3f}", f"{wanted.p:.4f}", "3"]
+    page, markdown = Page(as_page(comparison)).lines, markdown_lines(as_markdown(comparison))
+    assert page == markdown
+    assert page[-2:] == [list(PAIR_HEADINGS), cells]
+    terminal = [re.split(r"\s{2,}", line) for line in as_text(comparison).splitlines()]
+    assert cells in terminal
+    low, high = read["rows"][0]["intervals"]["mAP"]
+    assert [line[3] for line in page[1:5]][::3] == [f"0.500 [{low:.3f}, {high:.3f}]", "0.500"]
+    assert low < 0.6 < high  # the mean of FIRST
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda path: path.unlink(), "missing, although metrics.json names it"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"0"), "is of another evaluation than metrics.json, or changed"),
+    ],
+)
+def test_queries_of_another_evaluation_are_not_taken(tmp_path: Path, change: Callable[[Path], Any], fault: str) -> None:
+    runs = [write_run(tmp_path / name, "VIT-S", 0.5) for name in "ab"]
+    for run in runs:
+        add_queries(run, FIRST)
+    change(runs[1].queries_file)
+    with pytest.raises(UserError, match=f"b/queries.npz: {fault}; evaluate the run again with python -m launcher.evaluate"):
+        compare_runs(runs, CPU)
+
+
 def test_odd_names_are_escaped(tmp_path: Path) -> None:
     name = "<img src=x onerror=y>&'\" a|b $x$ $\\frac$"
     comparison = compare_runs([write_run(tmp_path / name, "VIT-S", 0.5)], CPU)
@@ -277,7 +343,7 @@ def test_more_runs_than_colours_are_all_drawn(two: Comparison) -> None:
     names = [f"run{number}" for number in range(7)]
     curves = dict.fromkeys(names, two.curves["vit"])
     seven = [type(two.rows[0])(**{**vars(two.rows[0]), "name": name}) for name in names]
-    text = as_page(Comparison(seven, two.floors, two.protocols, two.setting, [], curves))
+    text = as_page(Comparison(seven, two.floors, two.protocols, [], two.setting, [], curves))
     assert [text.count(f"<!-- {name} -->") for name in names] == [2] * 7  # the legends of two figures name runs alone
     assert [text.count(f"<!-- {name}: n^") for name in names] == [1] * 7
 

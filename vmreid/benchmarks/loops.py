@@ -137,7 +137,7 @@ def random_batch(setup: Setup) -> Batch:
     rows_B = torch.arange(size, device=device)
     ids_B = rows_B // setup.recipe.data.pictures_per_identity % CLASSES
     zeros_B = torch.zeros_like(rows_B)
-    return Batch(images_BCHW, ids_B, zeros_B, rows_B, rows_B, zeros_B)
+    return Batch(images_BCHW, ids_B, zeros_B, rows_B, rows_B, zeros_B, zeros_B, zeros_B)
 
 
 def _training_module(setup: Setup, launch: Launch) -> TrainingModule:

@@ -25,6 +25,7 @@ SPLITS = ("train", "query", "gallery")
 INDEX_DTYPE = np.dtype(
     [("pid", "<i8"), ("camid", "<i8"), ("shard", "<i4"), ("offset", "<i8"), ("length", "<i8"), ("crc32", "<u4")]
 )
+UNKNOWN = -1  # view or type of a picture for which the set states none
 REWRITE = "write the set again with python -m shards.write"
 HEADER = 512  # bytes of a tar member's header, right before its content
 ROWS = 1 << 20  # of an index looked at together: memory stays bounded whatever its length

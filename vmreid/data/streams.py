@@ -17,7 +17,7 @@ from webdataset import tariterators
 
 from vmreid.data.folder import Place, as_folder
 from vmreid.data.identity_batches import Draw, IdentityBatches
-from vmreid.data.manifest import REWRITE, Split, check_digest
+from vmreid.data.manifest import REWRITE, UNKNOWN, Split, check_digest
 from vmreid.data.pictures import decode
 from vmreid.data.ranges import Pictures
 from vmreid.data.remote import AT_ONCE
@@ -30,8 +30,9 @@ STAND_INS = 16  # identities tried for one place: more in a row say that nothing
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share: pictures uint8 [B, 3, H, W], and int64 [B] ids, camids, index rows, pixel checksums, and 1 where
-    a picture stands in for an unreadable one. An id is the label 0..C-1 in training and the pid in evaluation."""
+    """One rank's share: pictures uint8 [B, 3, H, W], and int64 [B] ids, camids, index rows, pixel checksums, 1 where
+    a picture stands in for an unreadable one, and the set's own numbers for view and type, ``UNKNOWN`` where it states
+    none. An id is the label 0..C-1 in training and the pid in evaluation; views and types are read for evaluation alone."""
 
     images_BCHW: torch.Tensor
     ids_B: torch.Tensor
@@ -39,6 +40,8 @@ class Batch:
     rows_B: torch.Tensor
     checksums_B: torch.Tensor
     replaced_B: torch.Tensor
+    views_B: torch.Tensor
+    types_B: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,8 @@ def evaluation_batches(
             raise UserError(f"{folder}: {name} lacks a member; {REWRITE}")
         fields = json.loads(sample["json"])
         image_CHW = resize(decode(sample["jpg"], name, size), size)
-        return _sample(image_CHW, int(fields["pid"]), int(fields["camid"]), int(sample["__key__"]))
+        kinds = {name: int(fields[name]) for name in ("view", "type") if name in fields}
+        return _sample(image_CHW, int(fields["pid"]), int(fields["camid"]), int(sample["__key__"])) | kinds
 
     if not names:
         return
@@ -195,14 +199,15 @@ def evaluation_batches(
 
 def _sample(image_CHW: torch.Tensor, identity: int, camid: int, row: int) -> Sample:
     checksum = zlib.crc32(image_CHW.numpy().data)
-    return {"image": image_CHW, "id": identity, "camid": camid, "row": row, "checksum": checksum, "replaced": 0}
+    numbers = {"id": identity, "camid": camid, "row": row, "checksum": checksum, "replaced": 0, "view": UNKNOWN, "type": UNKNOWN}
+    return {"image": image_CHW, **numbers}
 
 
 def _collate(samples: list[Sample]) -> Batch:
-    names = ("id", "camid", "row", "checksum", "replaced")  # in the order of Batch
-    numbers_5B = torch.tensor([[sample[name] for sample in samples] for name in names])
+    names = ("id", "camid", "row", "checksum", "replaced", "view", "type")  # in the order of Batch
+    numbers_7B = torch.tensor([[sample[name] for sample in samples] for name in names])
     images_BCHW = torch.stack([sample["image"] for sample in samples])
-    return Batch(images_BCHW, *numbers_5B)  # rows of one tensor: each storage that leaves a worker costs a file descriptor
+    return Batch(images_BCHW, *numbers_7B)  # rows of one tensor: each storage that leaves a worker costs a file descriptor
 
 
 def _caught(batches: Iterator[Batch]) -> Iterator[Batch | _Failure]:

@@ -13,6 +13,7 @@ from vmreid.evaluation.baselines import chance
 from vmreid.evaluation.distances import Metric
 from vmreid.evaluation.extraction import Extracted
 from vmreid.evaluation.protocol import QueryRanks, summarise
+from vmreid.evaluation.query_scores import QueryScores
 from vmreid.evaluation.ranking import JUNK, Features, rank_queries
 
 SCORES = ("mAP", "mINP", "rank1", "rank5", "rank10")
@@ -21,23 +22,31 @@ FLOOR_SCORES = ("mAP", "mINP", "rank1")
 
 @dataclass(frozen=True)
 class Direction:
-    """The model's features of all queries and their ``ranks``; by name the scores of the ``model`` and of each floor, each
-    with its ``cmc``."""
+    """The model's features of all queries, the ``kinds`` of those (``Extracted``) and their ``ranks``; by name the scores of
+    the ``model`` and of each floor, each with its ``cmc``."""
 
     query: Features
+    kinds: dict[str, torch.Tensor]
     ranks: QueryRanks
     scores: dict[str, dict[str, Any]]
 
     def metrics(self) -> dict[str, Any]:
-        """The model's scores, and the floors' below ``baselines``."""
+        """The model's scores with intervals and by camera, view and type, and the floors' below ``baselines``."""
+        queries = self.query_scores()
         floors = {name: scores for name, scores in self.scores.items() if name != "model"}
         return {
             **self.scores["model"],
+            "intervals": queries.intervals(),
+            "breakdown": queries.breakdown(),
             "baselines": {
                 name: {key: scores[key] for key in FLOOR_SCORES if key in scores}  # nobody knows chance's mINP
                 for name, scores in floors.items()
             },
         }
+
+    def query_scores(self) -> QueryScores:
+        """The model's, query by query."""
+        return QueryScores.of(self.query, self.ranks, {name: values.cpu().numpy() for name, values in self.kinds.items()})
 
     def curves(self) -> dict[str, list[float]]:
         """CMC by name."""
@@ -51,7 +60,8 @@ def direction(query: Mapping[str, Extracted], gallery: Mapping[str, Extracted], 
     for name in query:  # a dict's order is the same on all ranks
         if name != "model":
             scores[name] = summarise(_ranked(query[name], gallery[name], metric)[1])
-    return Direction(model, ranks, scores)
+    kinds = {name: _in_order(query["model"], values) for name, values in query["model"].kinds.items()}
+    return Direction(model, kinds, ranks, scores)
 
 
 def _ranked(query: Extracted, gallery: Extracted, metric: Metric) -> tuple[Features, QueryRanks]:
@@ -62,8 +72,12 @@ def _ranked(query: Extracted, gallery: Extracted, metric: Metric) -> tuple[Featu
 
 def _together(part: Extracted) -> Features:
     """All ranks. A whole side's features, in index order."""
-    order = concatenate_over_ranks(part.rows).argsort()
-    return Features(*(concatenate_over_ranks(values)[order] for values in vars(part.features).values()))
+    return Features(*(_in_order(part, values) for values in vars(part.features).values()))
+
+
+def _in_order(part: Extracted, values: torch.Tensor) -> torch.Tensor:
+    """All ranks. What the parts have for each picture, together, in index order."""
+    return concatenate_over_ranks(values)[concatenate_over_ranks(part.rows).argsort()]
 
 
 def mean(forward: Mapping[str, Any], reverse: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from vmreid.evaluation.ranking import Features
 from vmreid.models import ReIDModel, build_backbone
 from vmreid.progress import Reporter
 from vmreid.recipes import Recipe
-from vmreid.run_folder import WEIGHTS
+from vmreid.run_folder import QUERIES, WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,11 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``metrics.json``'s content; CMC by direction, then by model and floor; example queries with what lies nearest."""
+    """``metrics.json``'s content; what each query scored, as the file that the ledger names; CMC by direction, then by model
+    and floor; example queries with what lies nearest."""
 
     metrics: dict[str, Any]
+    queries: bytes
     curves: dict[str, dict[str, list[float]]]
     examples: list[Example]
 
@@ -89,6 +92,7 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
         metrics |= {"reverse": reverse.metrics(), "mean": mean(metrics, reverse.metrics())}
         curves["gallery to query"] = reverse.curves()
     part = gallery["model"]
+    queries = forward.query_scores().as_npz()
     conditions = {
         "feature": "after BNNeck, fp32",
         "image_size": list(plan.recipe.data.image_size),
@@ -98,10 +102,11 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
         "weights_sha256": sha256_of(plan.checkpoint / WEIGHTS),
         "backbone": plan.recipe.model.backbone,
         "world": place.world,
+        "per_query": {"file": QUERIES, "sha256": hashlib.sha256(queries).hexdigest()},
     }
     metrics["protocol"] = ledger(forward.query, forward.ranks, part.features, metric, conditions)
     shown = examples(forward.ranks, forward.query, part.features, part.rows, metric)
-    return Evaluation(metrics, curves, shown)
+    return Evaluation(metrics, queries, curves, shown)
 
 
 def _extract_split(plan: EvaluationPlan, name: str, functions: dict[str, FeatureFunction], place: Place) -> dict[str, Extracted]:
@@ -127,4 +132,4 @@ def _widened(part: Extracted) -> Extracted:
     if len(part.rows):
         return part
     features = Features(torch.zeros(0, int(width)), part.features.pids, part.features.camids)
-    return Extracted(features, part.rows)
+    return Extracted(features, part.rows, part.kinds)

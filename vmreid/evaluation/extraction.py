@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,10 +16,12 @@ FeatureFunction = Callable[[torch.Tensor], torch.Tensor]  # uint8 [B, 3, H, W] t
 
 @dataclass(frozen=True)
 class Extracted:
-    """One feature function's part on this rank: features, and the pictures' index rows int64 [n]."""
+    """One feature function's part on this rank: features, the pictures' index rows int64 [n], and by name (``view``, ``type``)
+    the set's own numbers for them int64 [n], ``UNKNOWN`` where it states none."""
 
     features: Features
     rows: torch.Tensor
+    kinds: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -28,20 +30,19 @@ def extract(
 ) -> dict[str, Extracted]:
     """This rank's features by every function, in float32 on the CPU, in index order; none where there are no batches."""
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in functions}
-    ids, camids, rows = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)], []
+    numbers = [torch.zeros(5, 0, dtype=torch.int64)]
     for batch in batches:
         image_BCHW = batch.images_BCHW.to(device, non_blocking=True)
         for name, function in functions.items():
             parts[name].append(function(image_BCHW).float().cpu())
-        ids.append(batch.ids_B)
-        camids.append(batch.camids_B)
-        rows.append(batch.rows_B)
+        numbers.append(torch.stack([batch.ids_B, batch.camids_B, batch.rows_B, batch.views_B, batch.types_B]))
         if progress:
             progress.advance()
-    row = torch.cat([torch.zeros(0, dtype=torch.int64), *rows])
-    order = row.argsort()
+    numbers_5N = torch.cat(numbers, dim=1)
+    order = numbers_5N[2].argsort()
+    ids, camids, row, view, kind = numbers_5N[:, order]
     result = {}
     for name, features in parts.items():
         feature_NF = torch.cat(features)[order] if features else torch.zeros(0, 0)
-        result[name] = Extracted(Features(feature_NF, torch.cat(ids)[order], torch.cat(camids)[order]), row[order])
+        result[name] = Extracted(Features(feature_NF, ids, camids), row, {"view": view, "type": kind})
     return result

@@ -15,7 +15,7 @@ from vmreid.versions import versions
 
 # what tells one result from another under the same protocol; scores may be compared where all other keys agree
 OF_ONE_RESULT = (
-    "backbone", "checkpoint", "weights_sha256", "features_sha256", "queries_sha256", "world", "commit", "versions",
+    "backbone", "checkpoint", "weights_sha256", "features_sha256", "per_query", "world", "commit", "versions",
 )  # fmt: skip
 DISTANCES: dict[Metric, str] = {"euclidean": "squared Euclidean, float64", "cosine": "1 - cosine, float64"}
 NORMALISATIONS: dict[Metric, str] = {"euclidean": "none", "cosine": "unit length"}

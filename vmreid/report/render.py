@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from vmreid.evaluation.uncertainty import CONFIDENCE, RESAMPLES
+from vmreid.report.pairs import Pair
 from vmreid.report.protocols import Protocol, marked
 from vmreid.report.rows import Comparison, Row
 from vmreid.text_table import aligned, markdown
@@ -20,6 +22,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 HEADINGS = ("model", "parameters", "complexity", "mAP", "Rank-1", "stability", "memory a picture", "images/s")
+PAIR_HEADINGS = ("pair", "mAP difference", f"{CONFIDENCE:.0%} interval", "p", "identities")
 COLOURS = ("#2a6fbb", "#c8553d", "#4f8f4f", "#8a5aa8", "#b8860b")
 SMOOTHING = 0.8
 
@@ -30,12 +33,31 @@ def cells(row: Row, protocols: Sequence[Protocol]) -> tuple[str, ...]:
         marked(row.name, row.protocol, protocols),
         f"{row.parameters / 1e6:.1f} M",
         f"O(n^{row.exponent:.2f})",
-        f"{row.mAP:.3f}",
-        f"{row.rank1:.3f}",
+        _with_interval(row, "mAP"),
+        _with_interval(row, "rank1"),
         f"{row.nonfinite_steps} non-finite, p99/median |g| {row.gradient_tail:.1f}",
         f"{row.bytes_per_picture / 2**20:.1f} MiB",
         f"{row.images_per_s:.1f}",
     )
+
+
+def _with_interval(row: Row, key: str) -> str:
+    score = f"{getattr(row, key):.3f}"
+    limits = row.intervals and row.intervals[key]
+    return f"{score} [{limits[0]:.3f}, {limits[1]:.3f}]" if limits else score
+
+
+def pair_cells(pair: Pair) -> tuple[str, ...]:
+    """One line of the table of pairs."""
+    found = pair.mAP
+    interval = f"{found.interval[0]:+.3f} to {found.interval[1]:+.3f}" if found.interval else "none of so few"
+    p = "" if found.p is None else f"{found.p:.4f}"
+    return (f"{pair.first} − {pair.second}", f"{found.difference:+.3f}", interval, p, f"{found.identities}")
+
+
+def pair_lines(comparison: Comparison) -> list[tuple[str, ...]]:
+    """All lines of the table of pairs; none where no two runs share a protocol."""
+    return [pair_cells(pair) for pair in comparison.pairs]
 
 
 def floor_cells(name: str, scores: dict[str, float]) -> tuple[str, ...]:
@@ -57,6 +79,8 @@ def legend(comparison: Comparison) -> list[str]:
         "1 is linear, 2 quadratic. Few tokens are bound by overhead and matrix products, which pulls it below its limit.",
         "mAP, Rank-1: fractions on query against gallery. "
         + " ".join(f"Protocol {each.number}: {_in_words(each)}." for each in comparison.protocols),
+        f"[low, high]: {CONFIDENCE:.0%} bootstrap interval over query identities; it knows nothing of another training.",
+        *_legend_of_pairs(comparison),
         "Stability: stops at a non-finite value, over all resumes; 99th percentile over median of the gradient norm.",
         "Memory: growth of the peak of one forward + backward pass with each further picture, at the run's image size.",
         "images/s: median over the training steps, all ranks together.",
@@ -65,29 +89,38 @@ def legend(comparison: Comparison) -> list[str]:
     ]
 
 
+def _legend_of_pairs(comparison: Comparison) -> list[str]:
+    pairs = len(comparison.pairs)
+    if not pairs:
+        return []
+    return [
+        f"Pairs: mean difference of AP over the same queries, its {CONFIDENCE:.0%} bootstrap interval over query identities, and "
+        f"p by {RESAMPLES} sign flips over identities, two-sided. Only runs of one protocol are paired.",
+        f"Each p answers its own question; to ask {pairs} at once, hold it against {0.05 / pairs:.2g} for 0.05 (Bonferroni).",
+    ]
+
+
 def as_text(comparison: Comparison) -> str:
     """Aligned columns for a terminal."""
-    return "\n".join([aligned(HEADINGS, lines(comparison)), *(f"warning: {text}" for text in comparison.warnings)])
+    pairs = ["", aligned(PAIR_HEADINGS, pair_lines(comparison))] if comparison.pairs else []
+    return "\n".join([aligned(HEADINGS, lines(comparison)), *pairs, *(f"warning: {text}" for text in comparison.warnings)])
 
 
 def as_markdown(comparison: Comparison) -> str:
     """Headings, table, legend."""
     notes = [f"- {text}" for text in legend(comparison)]
     warnings = [f"**Warning:** {text}\n" for text in comparison.warnings]
-    return "\n".join(["# Comparison", "", *warnings, markdown(HEADINGS, lines(comparison)), "", *notes, ""])
+    pairs = ["## Pairs", "", markdown(PAIR_HEADINGS, pair_lines(comparison)), ""] if comparison.pairs else []
+    return "\n".join(["# Comparison", "", *warnings, markdown(HEADINGS, lines(comparison)), "", *pairs, *notes, ""])
 
 
 def as_page(comparison: Comparison) -> str:
     """One HTML file without outside parts."""
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in HEADINGS)
-    body = "".join(
-        f"<tr class='{_classes(comparison, number)}'>"
-        + "".join(
-            f"<td data-label='{html.escape(label)}'>{html.escape(cell)}</td>" for label, cell in zip(HEADINGS, line, strict=True)
-        )
-        + "</tr>"
-        for number, line in enumerate(lines(comparison))
-    )
+    classes = [*("model other" if row.protocol > 1 else "model" for row in comparison.rows), *["floor"] * len(comparison.floors)]
+    table = _table(HEADINGS, lines(comparison), classes)
+    if comparison.pairs:
+        pairs = pair_lines(comparison)
+        table += f"<h2>Pairs</h2>{_table(PAIR_HEADINGS, pairs, ['model'] * len(pairs))}"
     warnings = "".join(f"<p class=warning>{html.escape(text)}</p>" for text in comparison.warnings)
     notes = "".join(f"<li>{html.escape(text)}</li>" for text in legend(comparison))
     figures = "".join(
@@ -97,16 +130,21 @@ def as_page(comparison: Comparison) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
         f"<title>{html.escape(title)}</title><style>{STYLE}</style><main><h1>{html.escape(title)}</h1>{warnings}"
-        f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        f"<section class=figures>{figures}</section><h2>How to read it</h2><ul>{notes}</ul></main></html>\n"
+        f"{table}<section class=figures>{figures}</section><h2>How to read it</h2><ul>{notes}</ul></main></html>\n"
     )
 
 
-def _classes(comparison: Comparison, number: int) -> str:
-    """Of a line of the table; ``other``: of a run that was evaluated under another protocol than the first."""
-    if number >= len(comparison.rows):
-        return "floor"
-    return "model other" if comparison.rows[number].protocol > 1 else "model"
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequence[str]) -> str:
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in headings)
+    body = "".join(
+        f"<tr class='{kind}'>"
+        + "".join(
+            f"<td data-label='{html.escape(label)}'>{html.escape(cell)}</td>" for label, cell in zip(headings, line, strict=True)
+        )
+        + "</tr>"
+        for kind, line in zip(classes, rows, strict=True)
+    )
+    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _in_words(protocol: Protocol) -> str:

@@ -14,6 +14,7 @@ from vmreid.kernels import choose_backend
 from vmreid.models import build_backbone, scans_maps
 from vmreid.progress import Reporter
 from vmreid.report.measure import peak_bytes_per_picture, seconds_by_tokens
+from vmreid.report.pairs import Pair, pairs_of
 from vmreid.report.protocols import Protocol, marked, number_of, protocols_of, warnings_of
 from vmreid.run_folder import RunFolder
 from vmreid.timing import device_name, fitted_exponent
@@ -24,7 +25,7 @@ FIRST_STEPS_LEFT_OUT = 3  # of the throughput: caches and allocators warm up
 @dataclass(frozen=True)
 class Row:
     """One run. ``protocol``: number of the one it was evaluated under. Scores are fractions; ``seconds_by_tokens`` is
-    forward + backward of two pictures on the comparing machine."""
+    forward + backward of two pictures on the comparing machine. ``intervals``: as evaluation wrote them; None before it did."""
 
     name: str
     protocol: int
@@ -36,6 +37,7 @@ class Row:
     mAP: float
     rank1: float
     mINP: float
+    intervals: dict[str, Any] | None
     nonfinite_steps: int
     gradient_tail: float
     bytes_per_picture: float
@@ -50,6 +52,7 @@ class Comparison:
     rows: list[Row]
     floors: dict[str, dict[str, float]]
     protocols: list[Protocol]
+    pairs: list[Pair]
     setting: dict[str, Any]
     warnings: list[str]
     curves: dict[str, dict[str, list[float]]]
@@ -81,6 +84,7 @@ def compare_runs(folders: list[RunFolder], device: torch.device) -> Comparison:
         for floor, scores in metrics[row.name]["baselines"].items():
             floor_name = f"untrained {row.name}" if floor == "untrained" else floor
             floors[marked(floor_name, row.protocol, protocols)] = scores
+    pairs = pairs_of(dict(zip(names, folders, strict=True)), metrics, protocols)
     setting = {
         "device": device_name(device),
         "torch": torch.__version__,
@@ -89,7 +93,7 @@ def compare_runs(folders: list[RunFolder], device: torch.device) -> Comparison:
     curves = {
         name: {key: [entry[key] for entry in log] for key in ("step", "loss", "grad_norm", "lr")} for name, log in logs.items()
     }
-    return Comparison(rows, floors, protocols, setting, warnings_of(protocols), curves)
+    return Comparison(rows, floors, protocols, pairs, setting, warnings_of(protocols), curves)
 
 
 def _row(
@@ -111,6 +115,7 @@ def _row(
         mAP=metrics["mAP"],
         rank1=metrics["rank1"],
         mINP=metrics["mINP"],
+        intervals=metrics.get("intervals"),
         nonfinite_steps=len(folder.non_finite()),
         gradient_tail=gradient_tail(log),
         bytes_per_picture=peak_bytes_per_picture(model, size, backend, device),
