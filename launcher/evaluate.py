@@ -123,14 +123,17 @@ def _named_for_mlflow(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _draw(plan: EvaluationPlan, found: Evaluation, folder: RunFolder, tracker: MlflowRun) -> None:
-    from vmreid.report.curves import draw_cmc
+    from vmreid.report.curves import curves_as_json, draw_cmc, draw_distances, draw_precision_recall
     from vmreid.report.galleries import draw_galleries
     from vmreid.run_folder import write_atomically
 
     title = f"{folder.path.resolve().name} · {plan.checkpoint.name} · {plan.recipe.evaluation.metric} distance"
-    pictures = {
+    pictures: dict[str, bytes | str] = {
         "galleries.png": draw_galleries(found.examples, plan.data, plan.manifest, title),
         "cmc.png": draw_cmc(found.curves, title),
+        "precision_recall.png": draw_precision_recall(found.precisions, title),
+        "distances.png": draw_distances(found.distances, title),
+        "curves.json": curves_as_json(found),
     }
     folder.pictures.mkdir(exist_ok=True)
     for name, content in pictures.items():

@@ -50,6 +50,7 @@ RANKING, PROTOCOL, FLOORS = "vmreid/evaluation/ranking.py", "vmreid/evaluation/p
 EVALUATE, EXTRACT = "vmreid/evaluation/evaluate.py", "vmreid/evaluation/extraction.py"
 DIRECTIONS = "vmreid/evaluation/directions.py"
 LEDGER, UNCERTAINTY = "vmreid/evaluation/ledger.py", "vmreid/evaluation/uncertainty.py"
+HISTOGRAM = "vmreid/evaluation/histogram.py"
 PROTOCOLS, PAIRS = "vmreid/report/protocols.py", "vmreid/report/pairs.py"
 SCHEDULE, MLFLOW = "vmreid/optim/schedule.py", "vmreid/tracking/mlflow_run.py"
 CONFIG, CHECKPOINT, TRAINER = (f"vmreid/engine/{name}.py" for name in ("deepspeed_config", "checkpoint", "trainer"))
@@ -75,7 +76,7 @@ TEST_SAMPLER, TEST_MIXED = "tests/data/test_identity_batches.py", "tests/data/te
 TEST_KILLED = "tests/distributed/test_resume.py::test_killed_at_20_moments_the_log_and_the_weights_are_undisturbed"
 TEST_METRIC = "tests/evaluation/test_ranking.py::test_by_hand"
 TEST_LEDGER = "tests/launcher/test_score.py::test_the_ledger_says_what_was_scored"
-TEST_UNCERTAINTY = "tests/evaluation/test_uncertainty.py"
+TEST_UNCERTAINTY, TEST_HISTOGRAM = "tests/evaluation/test_uncertainty.py", "tests/evaluation/test_histogram.py"
 TEST_FLOORS = "tests/evaluation/test_baselines.py"
 TEST_EVALUATE = "tests/evaluation/test_evaluate.py"
 TEST_SCHEDULE = "tests/optim/test_optim.py"
@@ -218,6 +219,12 @@ FAULTS = (
           TEST_UNCERTAINTY),
     Fault("paired test: signs are flipped once for all identities", UNCERTAINTY,
           "np.where(drawn_RC, sum_C, -sum_C)", "np.where(drawn_RC[:, :1], sum_C, -sum_C)", TEST_UNCERTAINTY),
+    Fault("distances: a pair on a bin's edge stays where the product puts it", HISTOGRAM,
+          "<= doubt_Q[:, None]", "< 0", TEST_HISTOGRAM),
+    Fault("distances: pictures of the query's own camera count as positive", HISTOGRAM,
+          "masked_fill_(excluded_QG, 2 * BINS)", "masked_fill_(excluded_QG & False, 2 * BINS)", TEST_HISTOGRAM),
+    Fault("precision over recall: not the best that follows", "vmreid/evaluation/precision_recall.py",
+          "np.maximum.accumulate(precision_QM[:, ::-1], axis=1)[:, ::-1]", "precision_QM", TEST_HISTOGRAM),
     Fault("comparison: runs of different protocols are paired", PAIRS,
           "[name for name in protocol.runs if name in scores]", "list(scores)", "tests/report/test_report.py"),
     Fault("ledger: junk counts among the gallery's identities", LEDGER,

@@ -22,6 +22,7 @@ from tiny import SMALL, command_on_ranks, read_json_lines, set_words, write_set
 from launcher import evaluate
 from shards.sources import image_folder
 from shards.writer import write_shards
+from vmreid.data.manifest import read_index, read_manifest
 from vmreid.errors import UserError
 from vmreid.evaluation.query_scores import QueryScores
 from vmreid.models import build_backbone
@@ -31,6 +32,7 @@ from vmreid.run_folder import RunFolder
 from vmreid.versions import commit
 
 BACKBONES = ("VIT-S", "MAMBA-V2")
+EVALUATED = {"galleries.png", "cmc.png", "precision_recall.png", "distances.png", "curves.json"}
 FLOORS = {"chance", "untrained", "histogram", "rgb_histogram"}
 
 
@@ -129,15 +131,39 @@ def test_the_printed_table_has_each_direction_beside_its_floors(project, backbon
 def test_pictures_are_files_of_the_run_and_artifacts_in_mlflow(project):
     """The resumed run, whose sheet of the data was taken away, has drawn none again."""
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project / 'runs/mlflow.db'}")
-    for backbone, drawn in (("VIT-S", {"galleries.png", "cmc.png"}), ("MAMBA-V2", {"data.png", "galleries.png", "cmc.png"})):
+    for backbone, drawn in (("VIT-S", EVALUATED), ("MAMBA-V2", EVALUATED | {"data.png"})):
         folder = project / "runs" / backbone
         run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
         logged = {artifact.path: artifact.file_size for artifact in client.list_artifacts(run_id, "pictures")}
-        assert logged.keys() == {"pictures/data.png", "pictures/galleries.png", "pictures/cmc.png"}
+        assert logged.keys() == {f"pictures/{name}" for name in EVALUATED | {"data.png"}}
         assert {path.name for path in (folder / "pictures").iterdir()} == drawn
         for name in drawn:
             assert logged[f"pictures/{name}"] == (folder / "pictures" / name).stat().st_size
-            Image.open(folder / "pictures" / name).verify()
+            if name.endswith(".png"):
+                Image.open(folder / "pictures" / name).verify()
+
+
+def test_the_numbers_of_the_curves_are_kept(project):
+    folder = project / "runs/VIT-S"
+    curves, metrics = (json.loads((folder / name).read_text()) for name in ("pictures/curves.json", "metrics.json"))
+    directions = {"query to gallery": metrics, "gallery to query": metrics["reverse"]}
+    assert curves["cmc"].keys() == curves["precision"].keys() == directions.keys()
+    for name, scores in directions.items():
+        assert curves["cmc"][name]["model"] == scores["cmc"]
+        assert set(curves["precision"][name]) == {"model", *FLOORS} - {"chance"}
+        for precision in curves["precision"][name].values():
+            assert len(precision) == len(curves["recall"]) == 101
+            assert precision == sorted(precision, reverse=True)
+    distances = curves["distances"]
+    assert (distances["metric"], distances["queries"], distances["all_queries"]) == ("cosine", 6, 6)
+    assert sum(distances["positive"] + distances["negative"]) == 6 * 18 - excluded(project)
+
+
+def excluded(project: Path) -> int:
+    """Pairs of one identity and one camera."""
+    manifest = read_manifest(project / "data")
+    query, gallery = (read_index(project / "data", manifest.splits[name]) for name in ("query", "gallery"))
+    return sum(int(((gallery["pid"] == one["pid"]) & (gallery["camid"] == one["camid"])).sum()) for one in query)
 
 
 def test_pictures_that_cannot_be_written_do_not_cost_the_metrics(project, ranks, tmp_path):

@@ -18,8 +18,9 @@ from shards.writer import write_shards
 from vmreid.data.contact_sheet import draw_contact_sheet
 from vmreid.data.manifest import Manifest, read_index
 from vmreid.data.sheet import BORDER, FRAMES, PAPER, THUMBNAIL
+from vmreid.evaluation.histogram import BINS, Histogram
 from vmreid.evaluation.nearest import Example
-from vmreid.report.curves import INK, draw_cmc
+from vmreid.report.curves import INK, OTHER, SAME, draw_cmc, draw_distances, draw_precision_recall
 from vmreid.report.galleries import draw_galleries
 
 Pixels = NDArray[np.uint8]
@@ -157,6 +158,34 @@ def test_a_better_curve_lies_higher_and_each_direction_has_a_panel() -> None:
     assert good < bad - 100
     curves = {"model": [0.5] * 50}
     assert pixels(draw_cmc({"a": curves, "b": curves}, "run")).shape[1] > 1.5 * width
+
+
+def test_precision_is_drawn_over_recall() -> None:
+    """A model that finds half of the right pictures at once and the rest late: high at the left, low at the right."""
+    image = pixels(draw_precision_recall({"query to gallery": {"model": [0.9] * 51 + [0.1] * 50}}, "run"))
+    y, x = (image == ImageColor.getrgb(INK)).all(axis=2).nonzero()
+    middle = image.shape[1] // 2
+    left, right = (np.median(y[(x > low) & (x < high)]) for low, high in ((120, middle - 60), (middle + 60, image.shape[1] - 60)))
+    assert left < right - 100
+
+
+def test_distances_of_positive_pairs_lie_where_they_were_counted() -> None:
+    """Positives in bins 200 to 299, negatives, a thousand times as many, in 600 to 799: two areas, the first twice as high."""
+
+    def counted(first: int, end: int, count: int) -> list[int]:
+        return [count * (first <= place < end) for place in range(BINS)]
+
+    drawn = draw_distances(Histogram("cosine", 0.002, counted(200, 300, 3), counted(600, 800, 3000), 7, 9), "run $x$")
+    image = pixels(drawn).astype(int)
+    areas = []
+    for colour in (SAME, OTHER):
+        shade = np.array([round(255 + 0.3 * (value - 255)) for value in ImageColor.getrgb(colour)])
+        y, x = (np.abs(image - shade).max(axis=2) <= 2).nonzero()
+        areas.append((int(x.min()), int(x.max()), int(np.ptp(y))))
+    (left, right, height), (other_left, other_right, other_height) = areas
+    assert left < right < other_left < other_right
+    assert (other_right - other_left) / (right - left) == pytest.approx(2, rel=0.1)
+    assert height / other_height == pytest.approx(2, rel=0.1)
 
 
 def test_what_trains_does_not_import_matplotlib() -> None:

@@ -12,6 +12,7 @@ from vmreid.distributed import concatenate_over_ranks, sum_over_ranks
 from vmreid.evaluation.baselines import chance
 from vmreid.evaluation.distances import Metric
 from vmreid.evaluation.extraction import Extracted
+from vmreid.evaluation.precision_recall import precision_by_recall
 from vmreid.evaluation.protocol import QueryRanks, summarise
 from vmreid.evaluation.query_scores import QueryScores
 from vmreid.evaluation.ranking import JUNK, Features, rank_queries
@@ -23,12 +24,13 @@ FLOOR_SCORES = ("mAP", "mINP", "rank1")
 @dataclass(frozen=True)
 class Direction:
     """The model's features of all queries, the ``kinds`` of those (``Extracted``) and their ``ranks``; by name the scores of
-    the ``model`` and of each floor, each with its ``cmc``."""
+    the ``model`` and of each floor, each with its ``cmc``, and by name what ``precision_by_recall`` gives, but for chance."""
 
     query: Features
     kinds: dict[str, torch.Tensor]
     ranks: QueryRanks
     scores: dict[str, dict[str, Any]]
+    precisions: dict[str, list[float]]
 
     def metrics(self) -> dict[str, Any]:
         """The model's scores with intervals and by camera, view and type, and the floors' below ``baselines``."""
@@ -57,11 +59,13 @@ def direction(query: Mapping[str, Extracted], gallery: Mapping[str, Extracted], 
     """All ranks. Score ``query`` against ``gallery``, both as they lie on the ranks, by each of their feature functions."""
     model, ranks = _ranked(query["model"], gallery["model"], metric)
     scores = {"model": summarise(ranks), "chance": _chance(model, gallery["model"].features)}
+    precisions = {"model": precision_by_recall(ranks)}
     for name in query:  # a dict's order is the same on all ranks
         if name != "model":
-            scores[name] = summarise(_ranked(query[name], gallery[name], metric)[1])
+            found = _ranked(query[name], gallery[name], metric)[1]
+            scores[name], precisions[name] = summarise(found), precision_by_recall(found)
     kinds = {name: _in_order(query["model"], values) for name, values in query["model"].kinds.items()}
-    return Direction(model, kinds, ranks, scores)
+    return Direction(model, kinds, ranks, scores, precisions)
 
 
 def _ranked(query: Extracted, gallery: Extracted, metric: Metric) -> tuple[Features, QueryRanks]:

@@ -20,6 +20,7 @@ from vmreid.errors import UserError
 from vmreid.evaluation.baselines import colour_histogram, rgb_histogram
 from vmreid.evaluation.directions import direction, mean
 from vmreid.evaluation.extraction import Extracted, FeatureFunction, extract
+from vmreid.evaluation.histogram import Histogram, distance_histogram
 from vmreid.evaluation.ledger import ledger
 from vmreid.evaluation.nearest import Example, examples
 from vmreid.evaluation.ranking import Features
@@ -42,12 +43,15 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``metrics.json``'s content; what each query scored, as the file that the ledger names; CMC by direction, then by model
-    and floor; example queries with what lies nearest."""
+    """``metrics.json``'s content; what each query scored, as the file that the ledger names; CMC and
+    precision over recall by direction, then by model and floor; distances of the model's pairs; example queries with what
+    lies nearest."""
 
     metrics: dict[str, Any]
     queries: bytes
     curves: dict[str, dict[str, list[float]]]
+    precisions: dict[str, dict[str, list[float]]]
+    distances: Histogram
     examples: list[Example]
 
 
@@ -86,11 +90,13 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
     query, gallery = (_extract_split(plan, split, functions, place) for split in ("query", "gallery"))
     metric = plan.recipe.evaluation.metric
     forward = direction(query, gallery, metric)
-    metrics, curves = forward.metrics(), {"query to gallery": forward.curves()}
+    metrics, name = forward.metrics(), "query to gallery"
+    curves, precisions = {name: forward.curves()}, {name: forward.precisions}
     if plan.recipe.evaluation.both_directions:
         reverse = direction(gallery, query, metric)
         metrics |= {"reverse": reverse.metrics(), "mean": mean(metrics, reverse.metrics())}
-        curves["gallery to query"] = reverse.curves()
+        name = "gallery to query"
+        curves[name], precisions[name] = reverse.curves(), reverse.precisions
     part = gallery["model"]
     queries = forward.query_scores().as_npz()
     conditions = {
@@ -106,7 +112,8 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
     }
     metrics["protocol"] = ledger(forward.query, forward.ranks, part.features, metric, conditions)
     shown = examples(forward.ranks, forward.query, part.features, part.rows, metric)
-    return Evaluation(metrics, queries, curves, shown)
+    distances = distance_histogram(forward.query, part.features, metric)
+    return Evaluation(metrics, queries, curves, precisions, distances, shown)
 
 
 def _extract_split(plan: EvaluationPlan, name: str, functions: dict[str, FeatureFunction], place: Place) -> dict[str, Extracted]:
