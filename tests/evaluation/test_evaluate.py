@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import oracle
 import pytest
 import safetensors.torch
@@ -24,8 +26,9 @@ from vmreid.data.ranges import ShardRanges
 from vmreid.data.transforms import resize
 from vmreid.distributed import Place, rank, world_size
 from vmreid.evaluation.baselines import chance, colour_histogram
-from vmreid.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
+from vmreid.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate, features_by
 from vmreid.evaluation.extraction import FeatureFunction
+from vmreid.evaluation.histogram import BINS
 from vmreid.evaluation.query_scores import QueryScores
 from vmreid.models import ReIDModel, build_backbone
 from vmreid.run_folder import WEIGHTS
@@ -140,6 +143,54 @@ def png(pid: int, camid: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (32, 64), (pid * 20, 60 + 90 * camid, 250 - pid * 20)).save(file, "PNG")
     return file.getvalue()
+
+
+def changed(plan: EvaluationPlan, **changes: Any) -> EvaluationPlan:
+    """With other values in the recipe's section."""
+    evaluation = plan.recipe.evaluation.model_copy(update=changes)
+    return replace(plan, recipe=plan.recipe.model_copy(update={"evaluation": evaluation}))
+
+
+def on_ranks(plan: EvaluationPlan, ranks: Pool, **changes: Any) -> Evaluation:
+    """On one rank and on three, whose shares are of other sizes: the same, but for the number of ranks."""
+    plan = changed(plan, **changes)
+    one, three = (ranks.run(world, evaluate_whole, plan)[0] for world in (1, 3))
+    assert one.queries == three.queries
+    assert one.distances == three.distances
+    return three
+
+
+def test_flip_scores_the_mean_of_a_picture_and_its_mirror_image(plan: EvaluationPlan, ranks: Pool) -> None:
+    trained = model_from(0, plan)
+    trained.load_state_dict(safetensors.torch.load_file(plan.checkpoint / WEIGHTS))
+    wanted = scores_by_hand(plan, lambda image_BCHW: (trained(image_BCHW) + trained(image_BCHW.flip(3))) / 2)
+    assert wanted["mAP"] != scores_by_hand(plan, trained)["mAP"], "the test needs pictures whose mirror images differ"
+    metrics = on_ranks(plan, ranks, flip=True).metrics
+    assert (metrics["mAP"], metrics["mINP"]) == pytest.approx((wanted["mAP"], wanted["mINP"]), abs=1e-12)
+    assert (metrics["protocol"]["flip"], metrics["protocol"]["precision"]) == (True, "fp32")
+
+
+def test_the_backbone_runs_under_autocast_where_the_recipe_asks_for_bf16(plan: EvaluationPlan, ranks: Pool) -> None:
+    """Distances differ from those in fp32, by little."""
+    fp32, bf16 = (on_ranks(plan, ranks, precision=precision) for precision in ("fp32", "bf16"))
+    assert bf16.metrics["protocol"]["precision"] == "bf16"
+    assert fp32.distances != bf16.distances
+    middles = [np.average(np.arange(BINS), weights=found.distances.negative) for found in (fp32, bf16)]
+    assert middles[1] == pytest.approx(middles[0], rel=0.02)
+
+
+def test_a_pictures_feature_does_not_depend_on_how_many_come_with_it(plan: EvaluationPlan) -> None:
+    """Bit for bit; on some processors a pass of another size has other sums, so all passes are of one."""
+    plan = changed(plan, batch_size=16)
+    model, sizes = model_from(1, plan), []
+    model.backbone.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    function = features_by(model, plan)
+    image_BCHW = torch.randint(0, 256, (16, 3, 64, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        whole_BF = function(image_BCHW)
+        for number in (1, 3, 7):
+            assert torch.equal(function(image_BCHW[:number]), whole_BF[:number])
+    assert sizes == [16] * 4
 
 
 def evaluate_whole(plan: EvaluationPlan) -> Evaluation:

@@ -80,6 +80,7 @@ def test_a_run_holds_what_the_contract_says(project):
     assert ledger["query"] == {"pictures": 6, "identities": 6, "cameras": 2, "invalid": metrics["invalid_queries"]}
     assert (ledger["gallery"]["pictures"], ledger["gallery"]["junk"]) == (18, 0)
     assert (ledger["image_size"], ledger["flip"], ledger["world"]) == ([64, 32], False, 3)
+    assert ledger["precision"] == "fp32"  # although the run was trained under bf16 autocast
     assert (ledger["metric"], ledger["normalisation"]) == ("cosine", "unit length")
     assert ledger["data_digest"] == json.loads((project / "data/manifest.json").read_text())["digest"]
     weights = folder / "checkpoints/step-000004/weights.safetensors"

@@ -34,6 +34,8 @@ MAY_CHANGE_ON_RESUME = (
     "train.recompute",
     "evaluation.metric",
     "evaluation.batch_size",
+    "evaluation.precision",
+    "evaluation.flip",
     "evaluation.both_directions",
 )
 

@@ -82,8 +82,8 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
     """All ranks. The same on every rank."""
     model, untrained = (each.to(place.device) for each in load_model(plan))
     functions: dict[str, FeatureFunction] = {
-        "model": model,
-        "untrained": untrained,
+        "model": features_by(model, plan),
+        "untrained": features_by(untrained, plan),
         "histogram": colour_histogram,
         "rgb_histogram": rgb_histogram,
     }
@@ -100,9 +100,10 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
     part = gallery["model"]
     queries = forward.query_scores().as_npz()
     conditions = {
-        "feature": "after BNNeck, fp32",
+        "feature": "after BNNeck",
+        "precision": plan.recipe.evaluation.precision,
+        "flip": plan.recipe.evaluation.flip,
         "image_size": list(plan.recipe.data.image_size),
-        "flip": False,
         "data_digest": plan.manifest.digest,
         "checkpoint": plan.checkpoint.name,
         "weights_sha256": sha256_of(plan.checkpoint / WEIGHTS),
@@ -114,6 +115,31 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
     shown = examples(forward.ranks, forward.query, part.features, part.rows, metric)
     distances = distance_histogram(forward.query, part.features, metric)
     return Evaluation(metrics, queries, curves, precisions, distances, shown)
+
+
+def features_by(model: ReIDModel, plan: EvaluationPlan) -> FeatureFunction:
+    """The model's features as the plan wants them; with ``flip`` the mean of those of a picture and of its mirror image.
+
+    Every pass has the same shape, filled up with black, since a product's bits may depend on its shape: so a picture's
+    features do not depend on how many others come with it, which varies with ranks and workers.
+    """
+    evaluation = plan.recipe.evaluation
+    bf16 = evaluation.precision == "bf16"
+
+    def whole(image_BCHW: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(image_BCHW.device.type, dtype=torch.bfloat16, enabled=bf16):
+            feature_BF: torch.Tensor = model(image_BCHW)
+        return feature_BF
+
+    def features(image_BCHW: torch.Tensor) -> torch.Tensor:
+        missing = evaluation.batch_size - len(image_BCHW)
+        filled_BCHW = torch.cat([image_BCHW, image_BCHW.new_zeros(missing, *image_BCHW.shape[1:])])
+        feature_BF = whole(filled_BCHW)
+        if evaluation.flip:
+            feature_BF = (feature_BF + whole(filled_BCHW.flip(-1))) / 2
+        return feature_BF[: len(image_BCHW)]
+
+    return features
 
 
 def _extract_split(plan: EvaluationPlan, name: str, functions: dict[str, FeatureFunction], place: Place) -> dict[str, Extracted]:

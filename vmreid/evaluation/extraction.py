@@ -11,6 +11,7 @@ from vmreid.data.streams import Batch
 from vmreid.evaluation.ranking import Features
 from vmreid.progress import Reporter
 
+ON_DEVICE = 32  # batches whose features wait there: copying each at once would have the device wait for the next batch
 FeatureFunction = Callable[[torch.Tensor], torch.Tensor]  # uint8 [B, 3, H, W] to float [B, F]
 
 
@@ -29,15 +30,18 @@ def extract(
     batches: Iterable[Batch], functions: Mapping[str, FeatureFunction], device: torch.device, progress: Reporter | None
 ) -> dict[str, Extracted]:
     """This rank's features by every function, in float32 on the CPU, in index order; none where there are no batches."""
-    parts: dict[str, list[torch.Tensor]] = {name: [] for name in functions}
+    waiting, parts = ({name: list[torch.Tensor]() for name in functions} for _ in range(2))
     numbers = [torch.zeros(5, 0, dtype=torch.int64)]
-    for batch in batches:
+    for number, batch in enumerate(batches, 1):
         image_BCHW = batch.images_BCHW.to(device, non_blocking=True)
         for name, function in functions.items():
-            parts[name].append(function(image_BCHW).float().cpu())
+            waiting[name].append(function(image_BCHW).float())
+        if number % ON_DEVICE == 0:
+            _to_host(waiting, parts)
         numbers.append(torch.stack([batch.ids_B, batch.camids_B, batch.rows_B, batch.views_B, batch.types_B]))
         if progress:
             progress.advance()
+    _to_host(waiting, parts)
     numbers_5N = torch.cat(numbers, dim=1)
     order = numbers_5N[2].argsort()
     ids, camids, row, view, kind = numbers_5N[:, order]
@@ -46,3 +50,10 @@ def extract(
         feature_NF = torch.cat(features)[order] if features else torch.zeros(0, 0)
         result[name] = Extracted(Features(feature_NF, ids, camids), row, {"view": view, "type": kind})
     return result
+
+
+def _to_host(waiting: dict[str, list[torch.Tensor]], parts: dict[str, list[torch.Tensor]]) -> None:
+    for name, features in waiting.items():
+        if features:
+            parts[name].append(torch.cat(features).cpu())
+            features.clear()

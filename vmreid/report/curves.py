@@ -90,7 +90,8 @@ def _bars(counts: Sequence[Sequence[int]], width: float) -> tuple[np.ndarray, np
     count_SB = np.array(counts)
     taken = np.flatnonzero(count_SB.any(axis=0))
     first, end = int(taken[0]), int(taken[-1]) + 1
-    each = -(-(end - first) // BARS)
+    most = min(BARS, max(10, int(2 * min(map(sum, counts)) ** 0.5)))  # few pairs in narrow bars would be a row of spikes
+    each = -(-(end - first) // most)
     bars = -(-(end - first) // each)
     padded_SB = np.zeros((len(counts), bars * each))
     padded_SB[:, : end - first] = count_SB[:, first:end]
