@@ -1,56 +1,69 @@
-"""``python -m launcher.evaluate --run RUN``: exact mAP, CMC and mINP of a run's newest checkpoint, in a pass of its own."""
+"""``python -m launcher.evaluate --run RUN``: exact mAP, CMC and mINP of a run's newest checkpoint, in a pass of its own.
+
+With ``--checkpoint`` or ``--data``: of several, each on each set, into ``RUN/evaluations/CHECKPOINT/SET/``.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmreid.command import Parser, run
+from vmreid.run_folder import RunFolder, write_atomically
 from vmreid.text_table import aligned, markdown
 
 if TYPE_CHECKING:
     from vmreid.evaluation.evaluate import Evaluation, EvaluationPlan
-    from vmreid.run_folder import RunFolder
+    from vmreid.recipes.schema import Data
     from vmreid.tracking import MlflowRun
+
+UNNAMEABLE = re.compile(r"[^\w. -]")  # what MLflow refuses in a metric's name, and the slash that groups them
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checkpoint on one set. ``out``: where the results go; ``prefix``: of their names in MLflow, none on the run's own set;
+    ``below``: the folder of its artifacts there, None for the run's own."""
+
+    plan: EvaluationPlan
+    out: RunFolder
+    prefix: str
+    below: str | None
 
 
 def main(words: Sequence[str]) -> None:
     """All ranks."""
     parser = Parser(prog="python -m launcher.evaluate", description=__doc__)
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="folder that launcher.train wrote")
+    parser.add_argument("--checkpoint", nargs="+", metavar="NAME", help="of RUN/checkpoints; default: the newest")
+    parser.add_argument("--data", nargs="+", metavar="DIR", help="sets of shards, or their URLs; default: the run's")
     given = parser.parse_args(words)
 
     from vmreid.distributed import from_rank_0, place_from_environment, start_process_group, stop_process_group
     from vmreid.evaluation.evaluate import evaluate
-    from vmreid.run_folder import RunFolder, write_atomically
 
     place = place_from_environment()
-    folder, plan, tracker = RunFolder(given.run), None, None
+    folder, jobs, tracker = RunFolder(given.run), None, None
     if place.rank == 0:
-        plan, tracker = _prepare(folder)
-    start_process_group(place)
-    found = evaluate(from_rank_0(plan), place)
-    if plan and tracker:
-        metrics = found.metrics
-        write_atomically(folder.queries_file, found.queries)  # before what names its digest
-        write_atomically(folder.metrics_file, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-        table = aligned(*_table(plan.recipe.model.backbone, metrics))
-        print(table, _uncertainty(metrics), folder.metrics_file, sep="\n", flush=True)
-        try:
-            tracker.log_results(int(plan.checkpoint.name.removeprefix("step-")), _named_for_mlflow(metrics))
-            for path in (folder.metrics_file, folder.queries_file):
-                tracker.log_artifact(path)
-            tracker.describe(_description(plan, metrics))
-            _draw(plan, found, folder, tracker)
-        finally:
+        jobs, tracker = _prepare(folder, given.checkpoint, given.data)
+    try:
+        start_process_group(place)
+        for job in from_rank_0(jobs):
+            found = evaluate(job.plan, place)
+            if tracker:
+                _keep(job, found, tracker)
+    finally:
+        if tracker:
             tracker.close(finished=True)
     stop_process_group()
 
 
-def _prepare(folder: RunFolder) -> tuple[EvaluationPlan, MlflowRun]:
-    """Rank 0. Check the run, its data and its checkpoint; open its MLflow run again."""
+def _prepare(folder: RunFolder, checkpoints: Sequence[str] | None, places: Sequence[str] | None) -> tuple[list[Job], MlflowRun]:
+    """Rank 0. Check the run, the sets and the checkpoints; open its MLflow run again."""
     import torch
 
     from vmreid.data.sets import evaluation_set
@@ -61,17 +74,50 @@ def _prepare(folder: RunFolder) -> tuple[EvaluationPlan, MlflowRun]:
     from vmreid.tracking import MlflowRun
 
     recipe = folder.recipe()
-    checkpoint = folder.latest()
-    if checkpoint is None:
-        raise UserError(
-            f"{folder.path}: has no checkpoint yet; train on with python -m launcher.train --out {folder.path} --resume auto"
-        )
-    data = evaluation_set(recipe.data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backend, _ = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))
-    plan = EvaluationPlan(recipe, data.folder, data.manifest, checkpoint, backend)
-    load_model(plan)
-    return plan, MlflowRun(folder, recipe.model.backbone, "launcher.train")
+    wanted: Sequence[str | None] = checkpoints or [None]
+    chosen = [folder.checkpoint(name) for name in dict.fromkeys(wanted)]
+    sets = [evaluation_set(data) for data in _places(recipe.data, places)]
+    names = [each.folder.name for each in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--data: {names.count(name)} sets are called {name}, so their results would be; give one at a time")
+    jobs = []
+    for checkpoint in chosen:
+        for each in sets:
+            plan = EvaluationPlan(recipe, each.folder, each.manifest, checkpoint, backend)
+            below = f"evaluations/{checkpoint.name}/{each.folder.name}" if checkpoints or places else None
+            prefix = f"{UNNAMEABLE.sub('_', each.folder.name)}/" if places else ""
+            jobs.append(Job(plan, RunFolder(folder.path / below) if below else folder, prefix, below))
+        load_model(jobs[-1].plan)
+    return jobs, MlflowRun(folder, recipe.model.backbone, "launcher.train")
+
+
+def _places(data: Data, places: Sequence[str] | None) -> list[Data]:
+    """The recipe's section once for each set."""
+    from vmreid.data.sets import with_whole_paths
+
+    return [with_whole_paths(data.model_copy(update={"shards": place})) for place in places] if places else [data]
+
+
+def _keep(job: Job, found: Evaluation, tracker: MlflowRun) -> None:
+    """Rank 0. Write, print and log what was found."""
+    plan, out, metrics = job.plan, job.out, found.metrics
+    out.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(out.queries_file, found.queries)  # before what names its digest
+    write_atomically(out.metrics_file, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    if job.below:
+        print(f"{plan.checkpoint.name} on {plan.data.name}")
+    table = aligned(*_table(plan.recipe.model.backbone, metrics))
+    print(table, _uncertainty(metrics), out.metrics_file, sep="\n", flush=True)
+    named = {f"{job.prefix}{name}": value for name, value in _named_for_mlflow(metrics).items()}
+    tracker.log_results(int(plan.checkpoint.name.removeprefix("step-")), named)
+    for path in (out.metrics_file, out.queries_file):
+        tracker.log_artifact(path, job.below)
+    if not job.below:
+        tracker.describe(_description(plan, metrics))
+    _draw(job, found, tracker)
 
 
 def _directions(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -122,12 +168,13 @@ def _named_for_mlflow(metrics: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _draw(plan: EvaluationPlan, found: Evaluation, folder: RunFolder, tracker: MlflowRun) -> None:
+def _draw(job: Job, found: Evaluation, tracker: MlflowRun) -> None:
     from vmreid.report.curves import curves_as_json, draw_cmc, draw_distances, draw_precision_recall
     from vmreid.report.galleries import draw_galleries
-    from vmreid.run_folder import write_atomically
 
-    title = f"{folder.path.resolve().name} · {plan.checkpoint.name} · {plan.recipe.evaluation.metric} distance"
+    plan, folder = job.plan, job.out.pictures
+    name = job.out.path.resolve().name if not job.below else plan.data.name
+    title = f"{name} · {plan.checkpoint.name} · {plan.recipe.evaluation.metric} distance"
     pictures: dict[str, bytes | str] = {
         "galleries.png": draw_galleries(found.examples, plan.data, plan.manifest, title),
         "cmc.png": draw_cmc(found.curves, title),
@@ -135,10 +182,10 @@ def _draw(plan: EvaluationPlan, found: Evaluation, folder: RunFolder, tracker: M
         "distances.png": draw_distances(found.distances, title),
         "curves.json": curves_as_json(found),
     }
-    folder.pictures.mkdir(exist_ok=True)
-    for name, content in pictures.items():
-        write_atomically(folder.pictures / name, content)
-        tracker.log_artifact(folder.pictures / name, "pictures")
+    folder.mkdir(exist_ok=True)
+    for file, content in pictures.items():
+        write_atomically(folder / file, content)
+        tracker.log_artifact(folder / file, f"{job.below}/pictures" if job.below else "pictures")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,19 @@ class RunFolder:
             raise UserError(f"{self.path}: holds no recipe.yaml, so it is no run; give the folder that launcher.train wrote")
         return load_recipe(str(self.recipe_file), {}, [])
 
+    def checkpoint(self, name: str | None) -> Path:
+        """Folder of a whole checkpoint by its name, or of the newest. Raises UserError where there is none."""
+        if name is None:
+            newest = self.latest()
+            if newest is None:
+                again = f"train on with python -m launcher.train --out {self.path} --resume auto"
+                raise UserError(f"{self.path}: has no checkpoint yet; {again}")
+            return newest
+        found = sorted(path.parent.name for path in self.checkpoints.glob(f"*/{WEIGHTS}"))
+        if name not in found:
+            raise UserError(f"{self.checkpoints / name}: no whole checkpoint; {self.path} has {', '.join(found) or 'none'}")
+        return self.checkpoints / name
+
     def latest(self) -> Path | None:
         """Folder of the newest whole checkpoint, or None where there is none yet."""
         if not self.latest_file.is_file():

@@ -16,7 +16,8 @@ from vmreid.versions import versions
 
 def main(out: Path) -> None:
     """Every run that has been evaluated, in the order of its name."""
-    folders = sorted(path.parent for path in out.rglob("metrics.json") if "mlartifacts" not in path.parts)
+    evaluated = [path.parent for path in out.rglob("metrics.json") if "mlartifacts" not in path.parts]
+    folders = sorted(path for path in evaluated if (path / "recipe.yaml").is_file())
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     facts = {"device": device, "versions": versions(), "runs": {str(path.relative_to(out)): facts_of(path) for path in folders}}
     print(json.dumps(facts, indent=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -212,6 +213,52 @@ def test_scores_do_not_depend_on_the_ranks_that_evaluate(project, ranks):
     assert after["protocol"].pop("world") == 1
     assert before["protocol"].pop("world") in (1, 3)
     assert after == before
+
+
+def test_several_checkpoints_are_evaluated_on_several_sets(project, ranks, tmp_path):
+    """Each pair has its files and its metrics in MLflow; the run's own stay."""
+    write_set(tmp_path / "set ü")
+    run = project / "several"
+    shutil.copytree(project / "runs/MAMBA-V2", run)
+    before = (run / "metrics.json").read_text()
+    words = ["--run", "several", "--checkpoint", "step-000003", "step-000004", "--data", "data", str(tmp_path / "set ü")]
+    printed = ranks.run(2, command_on_ranks, "launcher.evaluate", words, project)[0]
+    assert (run / "metrics.json").read_text() == before
+    found = {}
+    for step, name in itertools.product((3, 4), ("data", "set ü")):
+        folder = run / f"evaluations/step-00000{step}/{name}"
+        assert {path.name for path in folder.iterdir()} == {"metrics.json", "queries.npz", "pictures"}
+        assert f"step-00000{step} on {name}\n" in printed
+        found[step, name] = json.loads((folder / "metrics.json").read_text())
+        assert found[step, name]["protocol"]["checkpoint"] == f"step-00000{step}"
+    assert {**found[4, "data"]["protocol"], "world": 3} == json.loads(before)["protocol"] | {"world": 3}
+    assert found[4, "data"]["mAP"] == json.loads(before)["mAP"]
+    assert found[3, "data"]["protocol"]["weights_sha256"] != found[4, "data"]["protocol"]["weights_sha256"]
+    other = json.loads((tmp_path / "set ü/manifest.json").read_text())["digest"]
+    assert [found[step, "set ü"]["protocol"]["data_digest"] for step in (3, 4)] == [other] * 2
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project / 'runs/mlflow.db'}")
+    run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
+    for name in ("data", "set ü"):
+        history = client.get_metric_history(run_id, f"{name}/mAP")
+        assert [(metric.step, metric.value) for metric in history] == [(step, found[step, name]["mAP"]) for step in (3, 4)]
+    logged = {artifact.path for artifact in client.list_artifacts(run_id, "evaluations/step-000003/set ü")}
+    assert {Path(path).name for path in logged} == {"metrics.json", "queries.npz", "pictures"}
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--checkpoint", "step-9"], "checkpoints/step-9: no whole checkpoint; runs/VIT-S has step-000003, step-000004"),
+        (["--data", "data", "./data"], "--data: 2 sets are called data, so their results would be; give one at a time"),
+        (["--data", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_anything_is(project, call, monkeypatch, words, line):
+    monkeypatch.chdir(project)
+    status, printed, told = call(evaluate.main, "--run", "runs/VIT-S", *words)
+    assert (status, printed) == (2, "")
+    assert line in told
+    assert not (project / "runs/VIT-S/evaluations").exists()
 
 
 def test_mlflow_has_one_run_a_training_with_all_there_is_to_know(project):
