@@ -234,6 +234,7 @@ def test_the_page_fetches_nothing(two: Comparison) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what is said of scores: timing a backbone takes three seconds a run."""
     monkeypatch.setattr(rows, "seconds_by_tokens", lambda *_: {32: 1.0, 128: 2.0, 512: 4.0})
+    monkeypatch.setattr(rows, "peak_bytes_per_picture", lambda *_: 2.0**20)
 
 
 @pytest.mark.usefixtures("quick")
@@ -330,6 +331,7 @@ def test_queries_of_another_evaluation_are_not_taken(tmp_path: Path, change: Cal
         compare_runs(runs, CPU)
 
 
+@pytest.mark.usefixtures("quick")
 def test_odd_names_are_escaped(tmp_path: Path) -> None:
     name = "<img src=x onerror=y>&'\" a|b $x$ $\\frac$"
     comparison = compare_runs([write_run(tmp_path / name, "VIT-S", 0.5)], CPU)
@@ -359,6 +361,7 @@ def test_runs_are_named_by_the_shortest_ends_of_their_paths_that_differ(tmp_path
         named("x/one", "y", "x/../x/one")
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_short_run_still_has_a_rate(tmp_path: Path) -> None:
     (row,) = compare_runs([write_run(tmp_path / "short", "VIT-S", 0.5, steps=2)], CPU).rows
     assert row.images_per_s == 52
