@@ -83,10 +83,11 @@ def _prepare(folder: RunFolder, checkpoints: Sequence[str] | None, places: Seque
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"--data: {names.count(name)} sets are called {name}, so their results would be; give one at a time")
+    features = folder.features if recipe.evaluation.keep_features else None
     jobs = []
     for checkpoint in chosen:
         for each in sets:
-            plan = EvaluationPlan(recipe, each.folder, each.manifest, checkpoint, backend)
+            plan = EvaluationPlan(recipe, each.folder, each.manifest, checkpoint, backend, features)
             below = f"evaluations/{checkpoint.name}/{each.folder.name}" if checkpoints or places else None
             prefix = f"{UNNAMEABLE.sub('_', each.folder.name)}/" if places else ""
             jobs.append(Job(plan, RunFolder(folder.path / below) if below else folder, prefix, below))

@@ -1,5 +1,5 @@
 """The files of one run: recipe.yaml, deepspeed.json, log.jsonl, non_finite.jsonl, metrics.json, queries.npz, mlflow.json,
-pictures/, checkpoints/."""
+features/, pictures/, checkpoints/."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class RunFolder:
         self.metrics_file = path / "metrics.json"
         self.queries_file = path / QUERIES
         self.mlflow_file = path / "mlflow.json"
+        self.features = path / "features"
         self.pictures = path / "pictures"
         self.checkpoints = path / "checkpoints"
         self.latest_file = self.checkpoints / "latest"

@@ -36,6 +36,7 @@ MAY_CHANGE_ON_RESUME = (
     "evaluation.batch_size",
     "evaluation.precision",
     "evaluation.flip",
+    "evaluation.keep_features",
     "evaluation.both_directions",
 )
 

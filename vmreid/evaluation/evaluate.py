@@ -13,13 +13,14 @@ import torch
 import torch.distributed as dist
 
 from vmreid.data.folder import ShardFolder
-from vmreid.data.manifest import Manifest, sha256_of
+from vmreid.data.manifest import Manifest, Shard, sha256_of
 from vmreid.data.streams import evaluation_batches
 from vmreid.distributed import Place
 from vmreid.errors import UserError
 from vmreid.evaluation.baselines import colour_histogram, rgb_histogram
 from vmreid.evaluation.directions import direction, mean
 from vmreid.evaluation.extraction import Extracted, FeatureFunction, extract
+from vmreid.evaluation.feature_cache import FeatureCache
 from vmreid.evaluation.histogram import Histogram, distance_histogram
 from vmreid.evaluation.ledger import ledger
 from vmreid.evaluation.nearest import Example, examples
@@ -28,6 +29,9 @@ from vmreid.models import ReIDModel, build_backbone
 from vmreid.progress import Reporter
 from vmreid.recipes import Recipe
 from vmreid.run_folder import QUERIES, WEIGHTS
+from vmreid.versions import code_digest
+
+SHARDS_AT_ONCE = 32  # whose features are kept together: so much is lost where a pass is interrupted
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class EvaluationPlan:
     manifest: Manifest
     checkpoint: Path
     scan_backend: str
+    features: Path | None = None  # folder to keep features in
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,9 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
         "histogram": colour_histogram,
         "rgb_histogram": rgb_histogram,
     }
-    query, gallery = (_extract_split(plan, split, functions, place) for split in ("query", "gallery"))
+    weights_sha256 = sha256_of(plan.checkpoint / WEIGHTS)
+    cache = _cache(plan, weights_sha256, place) if plan.features else None
+    query, gallery = (_extract_split(plan, split, functions, place, cache) for split in ("query", "gallery"))
     metric = plan.recipe.evaluation.metric
     forward = direction(query, gallery, metric)
     metrics, name = forward.metrics(), "query to gallery"
@@ -106,7 +113,7 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
         "image_size": list(plan.recipe.data.image_size),
         "data_digest": plan.manifest.digest,
         "checkpoint": plan.checkpoint.name,
-        "weights_sha256": sha256_of(plan.checkpoint / WEIGHTS),
+        "weights_sha256": weights_sha256,
         "backbone": plan.recipe.model.backbone,
         "world": place.world,
         "per_query": {"file": QUERIES, "sha256": hashlib.sha256(queries).hexdigest()},
@@ -142,20 +149,52 @@ def features_by(model: ReIDModel, plan: EvaluationPlan) -> FeatureFunction:
     return features
 
 
-def _extract_split(plan: EvaluationPlan, name: str, functions: dict[str, FeatureFunction], place: Place) -> dict[str, Extracted]:
-    """All ranks. This rank's part of a split, by each feature function."""
+def _cache(plan: EvaluationPlan, weights_sha256: str, place: Place) -> FeatureCache:
+    assert plan.features
+    recipe = plan.recipe
+    facts = {
+        "weights": weights_sha256,
+        "data": plan.manifest.digest,
+        "model": recipe.model.model_dump(),
+        "seed": recipe.seed,
+        "pixels": [recipe.data.image_size, recipe.data.mean, recipe.data.std],
+        "pass": [recipe.evaluation.batch_size, recipe.evaluation.precision, recipe.evaluation.flip],
+        "machine": [plan.scan_backend, place.device.type, torch.__version__],
+        "code": code_digest(),
+    }
+    return FeatureCache(plan.features, facts)
+
+
+def _extract_split(
+    plan: EvaluationPlan, name: str, functions: dict[str, FeatureFunction], place: Place, cache: FeatureCache | None
+) -> dict[str, Extracted]:
+    """All ranks. This rank's part of a split, by each feature function; what ``cache`` has is not taken again."""
+    split = plan.manifest.splits[name]
+    own = split.shards[place.rank :: place.world]
+    if cache is None:
+        parts = _extract_shards(plan, name, own, functions, place)
+    else:
+        missing = cache.missing(own)
+        for begin in range(0, len(missing), SHARDS_AT_ONCE):
+            few = missing[begin : begin + SHARDS_AT_ONCE]
+            cache.write(split, few, _extract_shards(plan, name, few, functions, place))
+        parts = cache.read(own, functions)
+    return {function: _widened(part) for function, part in parts.items()}
+
+
+def _extract_shards(
+    plan: EvaluationPlan, name: str, shards: list[Shard], functions: dict[str, FeatureFunction], place: Place
+) -> dict[str, Extracted]:
     recipe, split = plan.recipe, plan.manifest.splits[name]
-    own = sum(shard.pictures for shard in split.shards[place.rank :: place.world])
     batches = evaluation_batches(
-        plan.data, split, recipe.data.image_size, recipe.evaluation.batch_size,
-        rank=place.rank, world=place.world, workers=recipe.data.workers,
+        plan.data, split.model_copy(update={"shards": shards}), recipe.data.image_size, recipe.evaluation.batch_size,
+        rank=0, world=1, workers=recipe.data.workers,
     )  # fmt: skip
     if place.rank:
-        parts = extract(batches, functions, place.device, None)
-    else:
-        with Reporter(f"features of {name}, batch", -(-own // recipe.evaluation.batch_size)) as progress:
-            parts = extract(batches, functions, place.device, progress)
-    return {function: _widened(part) for function, part in parts.items()}
+        return extract(batches, functions, place.device, None)
+    pictures = sum(shard.pictures for shard in shards)
+    with Reporter(f"features of {name}, batch", -(-pictures // recipe.evaluation.batch_size)) as progress:
+        return extract(batches, functions, place.device, progress)
 
 
 def _widened(part: Extracted) -> Extracted:

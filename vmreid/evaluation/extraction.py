@@ -12,6 +12,7 @@ from vmreid.evaluation.ranking import Features
 from vmreid.progress import Reporter
 
 ON_DEVICE = 32  # batches whose features wait there: copying each at once would have the device wait for the next batch
+KINDS = ("view", "type")
 FeatureFunction = Callable[[torch.Tensor], torch.Tensor]  # uint8 [B, 3, H, W] to float [B, F]
 
 
@@ -48,7 +49,7 @@ def extract(
     result = {}
     for name, features in parts.items():
         feature_NF = torch.cat(features)[order] if features else torch.zeros(0, 0)
-        result[name] = Extracted(Features(feature_NF, ids, camids), row, {"view": view, "type": kind})
+        result[name] = Extracted(Features(feature_NF, ids, camids), row, dict(zip(KINDS, (view, kind), strict=True)))
     return result
 
 

@@ -139,6 +139,7 @@ class Evaluation(Section):
     batch_size: Positive  # pictures a forward pass on one rank
     precision: Literal["fp32", "bf16"] = "fp32"  # of the backbone; bf16 (autocast) blurs the features of a hardly trained model
     flip: bool = False  # the mean of the features of a picture and of its mirror image
+    keep_features: bool = False  # in RUN/features, for further evaluations of the same weights and pictures
     both_directions: bool = False  # for sets whose two sides are two cameras, such as vehicle_khoa
 
 
