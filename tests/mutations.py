@@ -226,7 +226,7 @@ FAULTS = (
     Fault("evaluation: a pass is as large as what is left", EVALUATE,
           "missing = evaluation.batch_size - len(image_BCHW)", "missing = 0", "tests/evaluation/test_evaluate.py"),
     Fault("evaluation: views and types change places", EXTRACT,
-          '"view": view, "type": kind}', '"view": kind, "type": view}',
+          "zip(KINDS, (view, kind), strict=True)", "zip(KINDS, (kind, view), strict=True)",
           "tests/evaluation/test_evaluate.py::test_views_and_types_come_from_the_shards_to_each_query"),
     Fault("intervals: queries are drawn, not identities", UNCERTAINTY,
           "np.unique(pid_Q[valid_Q], return_inverse=True)", "np.unique(np.arange(valid_Q.sum()), return_inverse=True)",
