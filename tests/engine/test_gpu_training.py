@@ -40,17 +40,19 @@ def launch(folder: Path, commands: list[tuple[str, list[str]]], settings: list[s
     return done.stdout
 
 
-@pytest.mark.parametrize("backbone", ["VIT-S", "MAMBA-S", "MAMBA-V2"])
-def test_bf16_training_resumes_bit_for_bit_and_evaluates(tmp_path, backbone):
+@pytest.mark.parametrize(
+    ("backbone", "compiled"), [("VIT-S", False), ("MAMBA-S", False), ("MAMBA-V2", False), ("VMAMBA-T", True)]
+)
+def test_bf16_training_resumes_bit_for_bit_and_evaluates(tmp_path, backbone, compiled):
     write_set(tmp_path / "data", identities=16)
     words = ["--recipe", "demo", "--backbone", backbone, "--data", "data", "--epochs", "6", "--batch_size", "16"]
-    settings = [*SETTINGS, "train.deterministic=true"]
+    settings = [*SETTINGS, "train.deterministic=true", f"train.compile={str(compiled).lower()}"]
     whole, again = ([*words, "--out", run] for run in ("whole", "again"))
     trained = [("launcher.train", whole), ("launcher.train", again), ("launcher.evaluate", ["--run", "whole"])]
     printed = launch(tmp_path, trained, settings)
     assert "bf16 autocast" in printed
     assert "cuda" in printed
-    if backbone == "MAMBA-V2":
+    if "MAMBA-S" != backbone != "VIT-S":
         assert "selective scan: " in printed
     log = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"]

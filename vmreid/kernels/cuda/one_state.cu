@@ -108,7 +108,7 @@ DEVICE float part(io2 v, int c) { return c ? high(v) : low(v); }
 // The derivative of softplus where it is d (in units of ln 2): 1 - exp(-d).
 DEVICE float sigmoid_of(float d) {
     const float n = d * LN2;
-    const float near = IO == 32 ? n * (1.f - n * (0.5f - n * (0.16666667f - n * 0.041666667f))) : n * (1.f - 0.5f * n);
+    const float near = n * (1.f - n * (0.5f - n * (0.16666667f - (IO == 32 ? n * 0.041666667f : 0.f))));
     return less_(d, 0.0625f, near, 1.f - exp2_(-d));
 }
 
