@@ -84,11 +84,12 @@ def test_the_recipe_says_how_much_labels_are_smoothed(ranks, data, tmp_path, smo
     assert entry["loss"] == pytest.approx(entry["loss_identity"] + entry["loss_triplet"], rel=1e-6)
 
 
-def test_clipping_comes_from_the_json(ranks, data, tmp_path):
+@pytest.mark.parametrize("stage", [0, 1])
+def test_clipping_comes_from_the_json(ranks, data, tmp_path, stage):
     moves = {}
     for clipping in (0.5, 0.25):
         path = tmp_path / f"{clipping}.json"
-        path.write_text(f'{{"zero_optimization": {{"stage": 1}}, "gradient_clipping": {clipping}}}')
+        path.write_text(f'{{"zero_optimization": {{"stage": {stage}}}, "gradient_clipping": {clipping}}}')
         settings = [*SGD, "optim.weight_decay=0", "optim.momentum=0", f"deepspeed_config={path}"]
         plan = plan_run(tmp_path / f"run{clipping}", data, settings)
         weights = ranks.run(1, train_on_ranks, plan)[0]
