@@ -1,4 +1,4 @@
-"""``python -m launcher.benchmark model|scan|loader --out FILE.json``: what steps, scans and loading cost on this machine."""
+"""``python -m launcher.benchmark model|scan|loader|metric --out FILE.json``: what steps, scans, loading and scoring cost here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmreid.command import Parser, UsageError, check_out_file, run
+from vmreid.command import Parser, UsageError, above_0, check_out_file, run
 
 if TYPE_CHECKING:
     from vmreid.benchmarks.floors import Shape
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def main(words: Sequence[str]) -> None:
     """One process."""
+    from vmreid.recipes.schema import MEMORY_GIB
+
     parser = Parser(prog="python -m launcher.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="part", required=True, metavar="PART")
     model = commands.add_parser(
@@ -37,7 +39,25 @@ def main(words: Sequence[str]) -> None:
     )
     scan.add_argument("--d_state", type=int, default=16, metavar="N", help="states of the growth; default: 16")
     scan.add_argument("--graphs", action="store_true", help="each call as one CUDA graph, without the host's time; needs a GPU")
-    peers = {model: "timm (where nothing is given), vmamba=PATH", scan: "a scan backend such as mamba_ssm, vmamba=PATH"}
+    metric = commands.add_parser(
+        "metric", help="exact ranks of synthetic features with their distances, beside the product alone; growth over galleries"
+    )
+    metric.add_argument("--queries", type=count, default=11659, metavar="N", help="default: MSMT17's")
+    metric.add_argument("--gallery", type=count, nargs="+", default=[82161], metavar="N", help="default: MSMT17's")
+    metric.add_argument("--dims", type=count, nargs="+", default=[384, 2048], metavar="F", help="default: 384 2048")
+    metric.add_argument("--metric", choices=("euclidean", "cosine"), default="cosine", help="default: cosine")
+    metric.add_argument(
+        "--memory_gib",
+        type=above_0,
+        default=MEMORY_GIB,
+        metavar="GIB",
+        help=f"taken beyond the features; default: {MEMORY_GIB:g}",
+    )
+    peers = {
+        model: "timm (where nothing is given), vmamba=PATH",
+        scan: "a scan backend such as mamba_ssm, vmamba=PATH",
+        metric: "argsort (torch's, of whole galleries), fast_reid=PATH",
+    }
     for command, help_text in peers.items():
         command.add_argument("--against", nargs="+", action="extend", default=[], metavar="PEER", help=help_text)
     loader = commands.add_parser(
@@ -51,7 +71,7 @@ def main(words: Sequence[str]) -> None:
         "--read", choices=["warm", "cold", "http"], default="warm",
         help="files in memory (default), on disk alone, or by a web server on loopback, as slow to answer as an object store",
     )  # fmt: skip
-    for command in (model, scan, loader):
+    for command in (model, scan, loader, metric):
         command.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     given = parser.parse_args(words)
     command_line = shlex.join(["python", "-m", "launcher.benchmark", *words])
@@ -67,6 +87,8 @@ def main(words: Sequence[str]) -> None:
         if given.d_state < 1:
             parser.error(f"--d_state {given.d_state}: must be at least 1")
         benchmark_scan(given, command_line, place)
+    elif given.part == "metric":
+        benchmark_metric(given, command_line, place)
     else:
         if min(given.workers) < 0:
             parser.error(f"--workers {min(given.workers)}: must be at least 0")
@@ -115,6 +137,37 @@ def benchmark_scan(given: Namespace, command: str, place: Place) -> None:
             medians = [f"{row.scan} {row.training.median_ms:.2f} ms" if row.training else row.outcome for row in case]
             progress.advance(f"{case[0].shape}: {', '.join(medians)}")
     print(f"{as_text(rows, setting['backend'])}\n\n{setting['device']}, {setting['dtype']}; {given.out}")
+
+
+def benchmark_metric(given: Namespace, command: str, place: Place) -> None:
+    """Check, measure case by case, and keep the file whole after each."""
+    from vmreid.benchmarks.metric import MetricBenchmark
+    from vmreid.benchmarks.metric_rows import MetricRow, as_json, as_text
+    from vmreid.distributed import start_process_group, stop_process_group
+    from vmreid.progress import Reporter
+    from vmreid.run_folder import write_atomically
+
+    benchmark = MetricBenchmark(
+        given.queries, given.gallery, given.dims, given.metric, given.memory_gib, given.against, place.device
+    )
+    start_process_group(place)
+    setting = benchmark.setting(command)
+    rows: list[MetricRow] = []
+    with Reporter("benchmark", len(benchmark.cases)) as progress:
+        for case in benchmark.rows():
+            rows.extend(case)
+            write_atomically(given.out, json.dumps(as_json(setting, rows), indent=1, allow_nan=False) + "\n")
+            medians = [f"{row.what} {row.median_s:.2f} s" for row in case]
+            progress.advance(f"{case[0].queries} x {case[0].gallery} x {case[0].dim}: {', '.join(medians)}")
+    stop_process_group()
+    print(f"{as_text(rows)}\n\n{setting['device']}, {setting['metric']} distance; {given.out}")
+
+
+def count(word: str) -> int:
+    """A whole number of at least 1."""
+    if not word.isdecimal() or not int(word):
+        raise ArgumentTypeError(f"{word!r}: must be a whole number of at least 1")
+    return int(word)
 
 
 def shape(word: str) -> Shape:

@@ -106,7 +106,8 @@ def _keep(job: Job, found: Evaluation, tracker: MlflowRun) -> None:
     """Rank 0. Write, print and log what was found."""
     plan, out, metrics = job.plan, job.out, found.metrics
     out.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(out.queries_file, found.queries)  # before what names its digest
+    if found.queries:
+        write_atomically(out.queries_file, found.queries)  # before what names its digest
     write_atomically(out.metrics_file, json.dumps(metrics, indent=1, allow_nan=False) + "\n")
     if job.below:
         print(f"{plan.checkpoint.name} on {plan.data.name}")
@@ -114,7 +115,7 @@ def _keep(job: Job, found: Evaluation, tracker: MlflowRun) -> None:
     print(table, _uncertainty(metrics), out.metrics_file, sep="\n", flush=True)
     named = {f"{job.prefix}{name}": value for name, value in _named_for_mlflow(metrics).items()}
     tracker.log_results(int(plan.checkpoint.name.removeprefix("step-")), named)
-    for path in (out.metrics_file, out.queries_file):
+    for path in (out.metrics_file, *([out.queries_file] if found.queries else [])):
         tracker.log_artifact(path, job.below)
     if not job.below:
         tracker.describe(_description(plan, metrics))
@@ -140,7 +141,9 @@ def _table(backbone: str, metrics: dict[str, Any]) -> tuple[tuple[str, ...], lis
 
 
 def _uncertainty(metrics: dict[str, Any]) -> str:
-    """One line: intervals of the first direction's scores."""
+    """One line: intervals of the first direction's scores, or their spread over drawn galleries."""
+    if "spread" in metrics:
+        return "standard deviation over drawn galleries: mAP {mAP:.3f}, Rank-1 {rank1:.3f}".format(**metrics["spread"])
     intervals = metrics["intervals"]
     about = f"{intervals['confidence']:.0%} intervals over {intervals['identities']} query identities"
     if intervals["mAP"] is None:
@@ -177,12 +180,13 @@ def _draw(job: Job, found: Evaluation, tracker: MlflowRun) -> None:
     name = job.out.path.resolve().name if not job.below else plan.data.name
     title = f"{name} · {plan.checkpoint.name} · {plan.recipe.evaluation.metric} distance"
     pictures: dict[str, bytes | str] = {
-        "galleries.png": draw_galleries(found.examples, plan.data, plan.manifest, title),
         "cmc.png": draw_cmc(found.curves, title),
-        "precision_recall.png": draw_precision_recall(found.precisions, title),
         "distances.png": draw_distances(found.distances, title),
         "curves.json": curves_as_json(found),
     }
+    if found.precisions:
+        pictures["precision_recall.png"] = draw_precision_recall(found.precisions, title)
+        pictures["galleries.png"] = draw_galleries(found.examples, plan.data, plan.manifest, title)
     folder.mkdir(exist_ok=True)
     for file, content in pictures.items():
         write_atomically(folder / file, content)

@@ -10,16 +10,16 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from vmreid.command import Parser, check_out_file, run
+from vmreid.command import Parser, above_0, check_out_file, run
 from vmreid.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from vmreid.evaluation.features import Features
     from vmreid.evaluation.protocol import QueryRanks
-    from vmreid.evaluation.ranking import Features
 
 SIDES = ("query", "gallery")
 RANKS_UP_TO = 100  # queries; with more, the ranks of all positives would swell the file
@@ -27,7 +27,9 @@ RANKS_UP_TO = 100  # queries; with more, the ranks of all positives would swell 
 
 def main(words: Sequence[str]) -> None:
     """All ranks. Score the features of one file and let rank 0 write the result."""
-    parser = Parser(prog="python -m launcher.score", description="Exact re-ID metric (Market-1501 protocol) of features.")
+    from vmreid.recipes.schema import MEMORY_GIB, Protocol
+
+    parser = Parser(prog="python -m launcher.score", description="Exact re-ID metric of features.")
     parser.add_argument(
         "features",
         type=Path,
@@ -35,6 +37,16 @@ def main(words: Sequence[str]) -> None:
         help="query_features [n, F], query_pids [n], query_camids [n], and the same three of gallery",
     )
     parser.add_argument("--metric", required=True, choices=("euclidean", "cosine"), help="distance, in float64")
+    parser.add_argument(
+        "--protocol", choices=get_args(Protocol), default="market1501", help="what is left out or drawn; default: market1501"
+    )
+    parser.add_argument(
+        "--memory_gib",
+        type=above_0,
+        default=MEMORY_GIB,
+        metavar="GIB",
+        help=f"taken beyond the features; default: {MEMORY_GIB:g}",
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.json", help="where to write the scores")
     options = parser.parse_args(words)
 
@@ -42,7 +54,7 @@ def main(words: Sequence[str]) -> None:
 
     from vmreid.distributed import place_from_environment, start_process_group, stop_process_group
     from vmreid.evaluation.ledger import ledger
-    from vmreid.evaluation.protocol import summarise
+    from vmreid.evaluation.protocols import scores_by
     from vmreid.evaluation.query_scores import QueryScores
     from vmreid.evaluation.ranking import rank_queries
     from vmreid.run_folder import write_atomically
@@ -57,19 +69,15 @@ def main(words: Sequence[str]) -> None:
     if place.rank:
         query, gallery = _load(options.features)
     index = torch.arange(len(gallery)).tensor_split(place.world)[place.rank]
-    ranks = rank_queries(query, gallery[index], index, options.metric)
-    scores = summarise(ranks)
+    given = (query, gallery[index], index, options.metric, place.device, options.memory_gib)
+    ranks = rank_queries(*given)
+    scores = scores_by(options.protocol, ranks, *given)
     conditions = {} if place.rank else _conditions(options.features, query, gallery)
-    protocol = ledger(query, ranks, gallery[index], options.metric, conditions)
+    protocol = ledger(query, scores, gallery[index], options.metric, options.protocol, conditions)
     if place.rank == 0:
-        intervals = QueryScores.of(query, ranks, {}).intervals()
-        report = {
-            "metric": options.metric,
-            **scores,
-            "intervals": intervals,
-            "protocol": protocol,
-            "per_query": _per_query(ranks),
-        }
+        report = {"metric": options.metric, **scores, "protocol": protocol}
+        if "spread" not in scores:  # over draws no query stays the same
+            report |= {"intervals": QueryScores.of(query, ranks, {}).intervals(), "per_query": _per_query(ranks)}
         write_atomically(options.out, json.dumps(report, allow_nan=False) + "\n")
         print(
             f"mAP {scores['mAP']:.4f}  mINP {scores['mINP']:.4f}  rank1 {scores['rank1']:.4f}  "
@@ -89,7 +97,7 @@ def _load(path: Path) -> tuple[Features, Features]:
     import numpy as np
     import torch
 
-    from vmreid.evaluation.ranking import Features
+    from vmreid.evaluation.features import Features
 
     wanted = [f"{side}_{what}" for side in SIDES for what in ("features", "pids", "camids")]
     if not path.is_file():

@@ -19,7 +19,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Pool]:
-    """``ranks.run(world, function, *args)``: results of the function on 1, 2 or 3 gloo ranks, in rank order."""
+    """``ranks.run(world, function, *args)``: results of the function on 1 to 4 gloo ranks, in rank order."""
     pool = Pool()
     yield pool
     pool.close()

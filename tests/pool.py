@@ -1,4 +1,4 @@
-"""A pool of processes that run a function on 1, 2 or 3 gloo ranks.
+"""A pool of processes that run a function on 1 to 4 gloo ranks.
 
 Starting a process and importing torch takes seconds, so the processes stay. Each call gets a process group of its own
 over a file store, which takes no port. The function must be a module's own (it travels by name), and so must what it
@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-RANKS = 3
+RANKS = 4
 COLLECTIVE_SECONDS = 60  # a collective that others do not join
 CALL_SECONDS = 120
 GRACE_SECONDS = 5  # for the other ranks, after one has failed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import math
 import os
 import re
 import sys
@@ -67,6 +68,17 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 for parser in action.choices.values():
                     yield from parser._options()
+
+
+def above_0(word: str) -> float:
+    """What an option that wants a number above 0 gets."""
+    try:
+        number = float(word)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{word!r}: must be a number above 0")
+    return number
 
 
 def check_out_file(out: Path, option: str = "--out") -> None:

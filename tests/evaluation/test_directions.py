@@ -13,7 +13,7 @@ from vmreid.distributed import rank, world_size
 from vmreid.evaluation.baselines import chance
 from vmreid.evaluation.directions import direction, mean
 from vmreid.evaluation.extraction import Extracted
-from vmreid.evaluation.ranking import Features
+from vmreid.evaluation.features import Features
 
 
 def side(number: int, seed: int, lowest_pid: int) -> Features:

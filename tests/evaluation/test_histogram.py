@@ -12,10 +12,10 @@ from pool import Pool
 from vmreid.distributed import rank
 from vmreid.evaluation import histogram
 from vmreid.evaluation.distances import METRICS, Metric, exact_distances, prepare
+from vmreid.evaluation.features import Features
 from vmreid.evaluation.histogram import BINS, Histogram, distance_histogram
 from vmreid.evaluation.precision_recall import RECALLS, precision_by_recall
 from vmreid.evaluation.protocol import QueryRanks
-from vmreid.evaluation.ranking import Features
 
 
 def side(number: int, seed: int, lowest_pid: int, *, ties: bool) -> Features:

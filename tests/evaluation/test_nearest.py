@@ -11,9 +11,10 @@ from pool import Pool
 
 from vmreid.distributed import rank
 from vmreid.evaluation.distances import METRICS, Metric
+from vmreid.evaluation.features import Features
 from vmreid.evaluation.nearest import Example, examples, nearest
 from vmreid.evaluation.protocol import QueryRanks
-from vmreid.evaluation.ranking import Features, rank_queries
+from vmreid.evaluation.ranking import rank_queries
 
 COUNT = 10
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from vmreid.evaluation.features import Features
 from vmreid.evaluation.protocol import QueryRanks, summarise
 from vmreid.evaluation.query_scores import QueryScores
-from vmreid.evaluation.ranking import Features
 
 RANKS = QueryRanks([[1, 3], [2], [], [1], [4, 5, 6]], 9)
 QUERY = Features(torch.zeros(5, 1), torch.tensor([7, 7, 8, 9, 9]), torch.tensor([3, 1, 1, 3, 1]))

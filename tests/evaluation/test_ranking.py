@@ -1,4 +1,4 @@
-"""The exact metric against a plain loop, and the same bits on 1, 2 and 3 ranks."""
+"""The exact metric against a plain loop, and the same bits on 1 to 4 ranks."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from pool import Pool
 
 from vmreid.distributed import rank
 from vmreid.errors import UserError
-from vmreid.evaluation import ranking
-from vmreid.evaluation.distances import METRICS, Metric, exact_distances, prepare, screen_distances
+from vmreid.evaluation import counting, distances, tiles
+from vmreid.evaluation.distances import METRICS, Metric, exact_distances, prepare
+from vmreid.evaluation.features import Features
 from vmreid.evaluation.protocol import summarise
-from vmreid.evaluation.ranking import Features, rank_queries
+from vmreid.evaluation.ranking import rank_queries
+from vmreid.evaluation.screen import Frame, bound, products, screened
 
 Sides = tuple[Features, Features]
 
@@ -34,12 +36,12 @@ def rank_here(query: Features, gallery: Features, metric: Metric) -> list[list[i
     return rank_queries(query, gallery, torch.arange(len(gallery)), metric).ranks
 
 
-def rank_parts(query: Features, gallery: Features, owner: list[int], metric: Metric, threads: int = 1) -> Any:
+def rank_parts(query: Features, gallery: Features, owner: list[int], metric: Metric, threads: int = 1, gib: float = 1) -> Any:
     """On a rank of the pool: its gallery items are those whose owner it is."""
     torch.set_num_threads(threads)
     index = (torch.tensor(owner, dtype=torch.int64) == rank()).nonzero().squeeze(1)
     try:
-        ranks = rank_queries(query, gallery[index], index, metric)
+        ranks = rank_queries(query, gallery[index], index, metric, memory_gib=gib)
         return ranks, repr(summarise(ranks)), repr((ranks.ap, ranks.inp, ranks.first_rank))
     except UserError as error:
         return str(error)
@@ -48,8 +50,13 @@ def rank_parts(query: Features, gallery: Features, owner: list[int], metric: Met
 
 
 @st.composite
-def small_cases(draw: st.DrawFn) -> tuple[Features, Features, list[int]]:
-    """Rows with four entries of one size: their lengths are powers of two, so nearly all distances tie exactly."""
+def small_cases(draw: st.DrawFn) -> tuple[Features, Features, list[int], Metric]:
+    """Rows with four entries of one size: their lengths are powers of two, so nearly all distances tie exactly. They lie
+    around zero or, under ``euclidean``, far from it, and are tiny or huge; sometimes there is one camera."""
+    metric: Metric = draw(st.sampled_from(METRICS))
+    scale = draw(st.sampled_from([2.0**-120, 2.0**-20, 1.0, 2.0**60, 2.0**100]))
+    offset = draw(st.sampled_from([0.0, 4096.0, 2.0**20])) if metric == "euclidean" else 0.0
+    cameras = draw(st.sampled_from([-1, 2]))
 
     def side(least: int, most: int) -> Features:
         number = draw(st.integers(least, most))
@@ -60,18 +67,18 @@ def small_cases(draw: st.DrawFn) -> tuple[Features, Features, list[int]]:
             for column in range(5):
                 row[column] = 0.0 if column == zero else size * draw(st.sampled_from([-1, 1]))
             rows.append(row)
-        ids = st.lists(st.integers(-1, 2), min_size=number, max_size=number)
-        return features(torch.tensor(rows).reshape(number, 5), draw(ids), draw(ids))
+        pids, camids = (draw(st.lists(st.integers(-1, highest), min_size=number, max_size=number)) for highest in (2, cameras))
+        return features((torch.tensor(rows).reshape(number, 5) + offset) * scale, pids, camids)
 
     query, gallery = side(1, 5), side(0, 14)
-    owner = draw(st.lists(st.integers(0, 2), min_size=len(gallery), max_size=len(gallery)))
-    return query, gallery, owner
+    owner = draw(st.lists(st.integers(0, 3), min_size=len(gallery), max_size=len(gallery)))
+    return query, gallery, owner, metric
 
 
 @settings(max_examples=200, deadline=None)
-@given(case=small_cases(), metric=st.sampled_from(METRICS))
-def test_equals_the_plain_loop(case: tuple[Features, Features, list[int]], metric: Metric) -> None:
-    query, gallery, _ = case
+@given(case=small_cases())
+def test_equals_the_plain_loop(case: tuple[Features, Features, list[int], Metric]) -> None:
+    query, gallery, _, metric = case
     ranks = rank_queries(query, gallery, torch.arange(len(gallery)), metric)
     expected = oracle.positive_ranks(as_lists(query), as_lists(gallery), metric)
     assert ranks.ranks == expected
@@ -87,11 +94,9 @@ def test_equals_the_plain_loop(case: tuple[Features, Features, list[int]], metri
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(case=small_cases(), metric=st.sampled_from(METRICS), world=st.sampled_from([2, 3]))
-def test_equals_the_plain_loop_on_ranks(
-    ranks: Pool, case: tuple[Features, Features, list[int]], metric: Metric, world: int
-) -> None:
-    query, gallery, owner = case
+@given(case=small_cases(), world=st.sampled_from([2, 3, 4]))
+def test_equals_the_plain_loop_on_ranks(ranks: Pool, case: tuple[Features, Features, list[int], Metric], world: int) -> None:
+    query, gallery, owner, metric = case
     expected = oracle.positive_ranks(as_lists(query), as_lists(gallery), metric)
     for result in ranks.run(world, rank_parts, query, gallery, [o % world for o in owner], metric):
         if any(expected):
@@ -143,33 +148,133 @@ def test_near_ties_have_the_same_bits_everywhere(ranks: Pool, metric: Metric) ->
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_tiles_and_screen_do_not_matter(monkeypatch: pytest.MonkeyPatch, metric: Metric) -> None:
-    """Small odd tiles, and a screen that is wrong by half of what its bound allows."""
+@pytest.mark.parametrize("most", [1, 1000])
+def test_tiles_and_screen_do_not_matter(monkeypatch: pytest.MonkeyPatch, metric: Metric, most: int) -> None:
+    """Small odd tiles, several blocks of queries, and a screen that is wrong by as much as its bound allows.
+
+    A row with more doubts than one in ``most`` of the tile is screened again.
+    """
     query, gallery = near_ties()
     expected = rank_here(query, gallery, metric)
-    generator = torch.Generator().manual_seed(6)
+    generator, looks = torch.Generator().manual_seed(6), []
 
-    def noisy(*rows: Any) -> Any:
-        d_QG, bound_Q = screen_distances(*rows)
-        return d_QG + (torch.rand(d_QG.shape, generator=generator) - 0.5) * bound_Q.unsqueeze(1), bound_Q
+    def noisy(queries: Any, items: Any, place_QG: torch.Tensor) -> torch.Tensor:
+        looks.append(tuple(place_QG.shape))
+        noise_QG = 1.98 * torch.rand(place_QG.shape, generator=generator) - 0.99
+        narrow_Q = bound(queries, items, Frame(0, torch.zeros(96), torch.float32), metric)
+        return products(queries, items, place_QG).add_((noise_QG * narrow_Q.unsqueeze(1)).to(place_QG.dtype))
 
-    monkeypatch.setattr(ranking, "screen_distances", noisy)
-    monkeypatch.setattr(ranking, "QUERY_TILE", 7)
-    monkeypatch.setattr(ranking, "GALLERY_TILE", 13)
-    monkeypatch.setattr(ranking, "PAIR_NUMBERS", 500)
-    assert rank_here(query, gallery, metric) == expected
+    def twice(*given: Any) -> torch.Tensor:
+        return 2 * bound(*given)
+
+    monkeypatch.setattr(counting, "products", noisy)
+    monkeypatch.setattr(counting, "bound", twice)
+    monkeypatch.setattr(counting, "DOUBTS", most)
+    monkeypatch.setattr(tiles, "QUERY_ROWS", 7)
+    monkeypatch.setattr(tiles, "LOOK_NUMBERS", 60)
+    monkeypatch.setattr(distances, "PAIR_NUMBERS", {"cpu": 5000})
+    ranks = rank_queries(query, gallery, torch.arange(len(gallery)), metric, memory_gib=3e-4)
+    assert ranks.ranks == expected
+    assert max(looks) == (7, 26)
+    assert len(looks) > 4 * len(gallery) / 26
+
+
+def hostile(kind: str) -> Sides:
+    """Features whose float32 products tell nothing or are no numbers."""
+    generator = torch.Generator().manual_seed(8)
+    identity = torch.randn(12, 40, generator=generator)
+    pids, camids = (torch.randint(0, high, (260,), generator=generator) for high in (12, 3))
+    rows = identity[pids] + torch.randn(260, 40, generator=generator)
+    dtype = torch.float32
+    if kind == "one row far away":
+        rows[-1] *= 1e18
+    elif kind == "offset":
+        rows += 1e6
+    elif kind == "offset that float32 hardly holds":
+        rows += 3e6
+    elif kind == "all equal":
+        rows[:] = rows[0]
+    elif kind == "near float64's ends":
+        rows, dtype = rows.double() * 1e150, torch.float64
+    elif kind == "float64 beyond float32":
+        rows, dtype = 1 + rows.double() * 1e-12, torch.float64
+    else:
+        rows *= float(kind)
+    return tuple(features(rows[part], pids[part], camids[part], dtype) for part in (slice(20), slice(20, 260)))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("offset", [0.0, 300.0, 1e6])
-def test_screen_is_within_half_of_its_bound(metric: Metric, offset: float) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("one row far away", "offset", "offset that float32 hardly holds", "all equal", "near float64's ends"),
+        *("float64 beyond float32", "1e-44", "1e-40", "1e-19", "1e-6", "1e18", "1e37"),
+    ],
+)
+def test_equals_single_pairs_where_float32_fails(ranks: Pool, metric: Metric, kind: str) -> None:
+    query, gallery = hostile(kind)
+    given = query.features.clone(), gallery.features.clone()
+    expected = brute_force(query, gallery, metric)
+    assert rank_here(query, gallery, metric) == expected
+    assert torch.equal(query.features, given[0])
+    assert torch.equal(gallery.features, given[1])
+    spread = [g % 2 for g in range(len(gallery))]
+    assert [found[0].ranks for found in ranks.run(2, rank_parts, query, gallery, spread, metric, 1, 1e-3)] == [expected] * 2
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [3, 384, 1100])
+@pytest.mark.parametrize(("offset", "scale"), [(0, 1), (300, 1), (1e6, 1), (0, 1e-30), (0, 1e-44), (10, 1e30)])
+def test_screen_is_within_its_bound(metric: Metric, dtype: torch.dtype, width: int, offset: float, scale: float) -> None:
+    """And the bound leaves few doubts: it is small beside the distances."""
     generator = torch.Generator().manual_seed(7)
-    query, gallery = (prepare(offset + torch.randn(n, 384, generator=generator), metric) for n in (20, 300))
-    d_QG, bound_Q = screen_distances(query, gallery)
+    query, gallery = (prepare((offset + torch.randn(n, width, generator=generator)) * scale, metric) for n in (20, 300))
+    frame = Frame.of(query, gallery, torch.device("cpu"))
+    own, other = (screened(rows, frame, dtype) for rows in (query, gallery))
+    found_QG = products(own, other, torch.empty(20, 300, dtype=dtype)).double() + other.squared_N / 2
+    bound_Q = bound(own, other, frame, metric)
     for q in range(20):
         exact_G = exact_distances(query[torch.full((300,), q)], gallery)
-        assert ((d_QG[q] - exact_G).abs() <= bound_Q[q] / 2).all()
-    assert (bound_Q < 1e-9 * (1 + 384 * offset**2)).all()  # and so it seldom leaves a doubt
+        wanted_G = (frame.distances(exact_G, metric) - own.squared_N[q]) / 2
+        assert ((found_QG[q] - wanted_G).abs() <= bound_Q[q]).all()
+    lost = scale == 1e-44 or (metric == "cosine" and offset == 1e6)  # even float64 keeps few digits of these
+    if not lost:
+        assert (bound_Q < (1e-3 if dtype == torch.float32 else 1e-5) * frame.distances(exact_G, metric).mean()).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize(
+    "kind", ["near ties", "one row far away", "offset", "all equal", "float64 beyond float32", "1e-40", "1", "1e18"]
+)
+def test_a_gpu_gives_the_same_ranks(metric: Metric, kind: str) -> None:
+    query, gallery = near_ties() if kind == "near ties" else hostile(kind)
+    expected, index, device = rank_here(query, gallery, metric), torch.arange(len(gallery)), torch.device("cuda")
+    for gib in (1, 1e-3):
+        assert rank_queries(query, gallery, index, metric, device, gib).ranks == expected
+
+
+def test_autocast_and_tf32_do_not_reach_the_screen() -> None:
+    query, gallery = hostile("1")
+    expected = rank_here(query, gallery, "euclidean")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert rank_here(query, gallery, "euclidean") == expected
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_ties_by_the_thousand_take_no_more_memory() -> None:
+    """Every item at one distance from every query, under ids of their own and of others."""
+    pids = torch.arange(6000) % 3
+    gallery = Features(torch.ones(6000, 4), pids, torch.ones_like(pids))
+    query = Features(torch.ones(3, 4), torch.arange(3), torch.zeros(3, dtype=torch.int64))
+    found = rank_queries(query, gallery, torch.arange(6000), "euclidean", memory_gib=0.01)
+    assert found.ranks == [list(range(first, 6001, 3)) for first in (1, 2, 3)]
 
 
 def test_by_hand() -> None:
@@ -198,6 +303,13 @@ def test_float64_features_are_not_rounded() -> None:
     query = features([[1.0]], [1], [0], torch.float64)
     gallery = features([[near], [nearer]], [2, 1], [1, 1], torch.float64)
     assert rank_here(query, gallery, "euclidean") == [[1]]
+
+
+def test_a_square_too_short_for_a_cosine_is_refused() -> None:
+    query = features([[1.0, 0.0]], [1], [0], torch.float64)
+    gallery = features([[1e-141, 1e-150]], [1], [1], torch.float64)
+    with pytest.raises(UserError, match="gallery row 0 is shorter than 1e-140"):
+        rank_here(query, gallery, "cosine")
 
 
 def refused(case: str) -> str:

@@ -140,7 +140,7 @@ def test_the_ledger_says_what_was_scored(ranks: Pool, tmp_path: Path) -> None:
 def test_ranks_write_the_same_file(ranks: Pool, tmp_path: Path, metric: str) -> None:
     features = write(tmp_path, small_case(1))
     texts = set()
-    for world in (1, 2, 3):
+    for world in (1, 2, 3, 4):
         out = tmp_path / f"{world}.json"
         assert ranks.run(world, score_on_ranks, [str(features), "--metric", metric, "--out", str(out)]) == [""] * world
         texts.add(out.read_text())
@@ -160,7 +160,7 @@ def check_case(scores: dict[str, Any], expected: dict[str, Any]) -> None:
             assert [value or 0 for value in found] == pytest.approx([value or 0 for value in wanted], abs=1e-12)
 
 
-@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("case", CASES)
 def test_protocol_cases(test_data: Path, ranks: Pool, tmp_path: Path, case: str, metric: str, world: int) -> None:
@@ -194,8 +194,17 @@ WRONG: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "one id for all": (lambda case: {**case, "gallery_camids": 9}, "must be (40,)"),
     "no positive": (lambda case: {**case, "query_pids": np.full(7, 99)}, "no valid query among 7"),
-    "no query": (lambda case: {k: v[:0] if k.startswith("query") else v for k, v in case.items()}, "no valid query"),
-    "no gallery": (lambda case: {k: v[:0] if k.startswith("gall") else v for k, v in case.items()}, "no valid query"),
+    "no query": (lambda case: {k: v[:0] if k.startswith("query") else v for k, v in case.items()}, "give some queries"),
+    "no gallery": (lambda case: {k: v[:0] if k.startswith("gall") else v for k, v in case.items()}, "the gallery is empty"),
+    "junk alone": (lambda case: {**case, "gallery_pids": np.full(40, -1)}, "no valid query among 7: a query needs"),
+    "inf": (lambda case: {**case, "query_features": np.full((7, 5), np.inf, np.float16)}, "query row 0"),
+    "too large": (lambda case: {**case, "query_features": np.full((7, 5), 1e200)}, "query row 0 has 1e+200, whose square"),
+    "no columns": (lambda case: {**case, "query_features": np.ones((7, 0), np.float32)}, "F >= 1"),
+    "a stack": (lambda case: {**case, "query_features": np.ones((7, 5, 1), np.float32)}, "must be [n, F]"),
+    "complex features": (lambda case: {**case, "query_features": np.ones((7, 5), complex)}, "must be float16"),
+    "more ids than rows": (lambda case: {**case, "query_camids": np.zeros(8, int)}, "must be (7,)"),
+    "ids in columns": (lambda case: {**case, "query_pids": np.zeros((7, 1), int)}, "must be (7,)"),
+    "true or false ids": (lambda case: {**case, "query_pids": np.ones(7, bool)}, "integer"),
     "not finite": (with_nan, "gallery row 7"),
     "flat features": (lambda case: {**case, "query_features": np.ones(7, np.float32)}, "must be [n, F]"),
     "integer features": (lambda case: {**case, "query_features": np.ones((7, 5), int)}, "must be float16"),
@@ -220,6 +229,34 @@ def test_refuses_wrong_features(
     assert words in complaint
 
 
+@pytest.mark.parametrize("side", ["query", "gallery"])
+def test_refuses_a_zero_vector_under_cosine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], side: str
+) -> None:
+    case, out = small_case(), tmp_path / "scores.json"
+    case[f"{side}_features"][3] = 0
+    features = write(tmp_path, case)
+    status, said, complaint = call(monkeypatch, capsys, features, "--metric", "cosine", "--out", out)
+    assert (status, said, complaint.count("\n"), out.exists()) == (2, "", 1, False)
+    assert f"all-zero {side} row 3 has no cosine" in complaint
+    assert call(monkeypatch, capsys, features, "--metric", "euclidean", "--out", out)[0] == 0
+
+
+def test_protocols_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    features, found = write(tmp_path, small_case()), {}
+    for words in (["market1501"], ["veri776", "--memory_gib", "0.01"], ["vehicleid"], ["open_set"]):
+        out = tmp_path / f"{words[0]}.json"
+        assert call(monkeypatch, capsys, features, "--metric", "cosine", "--out", out, "--protocol", *words)[0] == 0
+        found[words[0]] = json.loads(out.read_text())
+    assert {name: each["protocol"]["rule"] for name, each in found.items()} == {name: name for name in found}
+    assert {**found["veri776"], "protocol": 0} == {**found["market1501"], "protocol": 0}
+    assert found["vehicleid"]["gallery"] == 6
+    assert found["vehicleid"]["spread"]["mAP"] > 0
+    assert found["vehicleid"]["protocol"]["excluded"] == "junk (pid -1)"
+    assert "per_query" not in found["vehicleid"]
+    assert set(found["open_set"]["open_set"]["tpr_at_fpr"]) == {"0.0001", "0.001", "0.01"}
+
+
 @pytest.mark.parametrize("content", [b"", b"not a zip", None], ids=["empty", "text", "cut"])
 def test_refuses_a_broken_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], content: bytes | None
@@ -240,6 +277,8 @@ def test_refuses_a_broken_file(
         (["--metric", "cosine", "--out", "."], "--out . is a folder"),
         (["--metric", "cosine", "--out", "features.npz"], "is the features file itself"),
         (["--metric", "cosine"], "required: --out"),
+        (["--metric", "cosine", "--out", "x.json", "--protocol", "duke"], "invalid choice: 'duke'"),
+        (["--metric", "cosine", "--out", "x.json", "--memory_gib", "0"], "'0': must be a number above 0"),
     ],
 )
 def test_refuses_wrong_arguments(

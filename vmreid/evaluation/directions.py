@@ -12,11 +12,15 @@ from vmreid.distributed import concatenate_over_ranks, sum_over_ranks
 from vmreid.evaluation.baselines import chance
 from vmreid.evaluation.distances import Metric
 from vmreid.evaluation.extraction import Extracted
+from vmreid.evaluation.features import JUNK, Features
 from vmreid.evaluation.precision_recall import precision_by_recall
-from vmreid.evaluation.protocol import QueryRanks, summarise
+from vmreid.evaluation.protocol import QueryRanks
+from vmreid.evaluation.protocols import scores_by
 from vmreid.evaluation.query_scores import QueryScores
-from vmreid.evaluation.ranking import JUNK, Features, rank_queries
+from vmreid.evaluation.ranking import CPU, rank_queries
+from vmreid.recipes.schema import MEMORY_GIB, Protocol
 
+QUERIES = 64  # that are held against the gallery together: their pairs would fill the memory
 SCORES = ("mAP", "mINP", "rank1", "rank5", "rank10")
 FLOOR_SCORES = ("mAP", "mINP", "rank1")
 
@@ -24,7 +28,8 @@ FLOOR_SCORES = ("mAP", "mINP", "rank1")
 @dataclass(frozen=True)
 class Direction:
     """The model's features of all queries, the ``kinds`` of those (``Extracted``) and their ``ranks``; by name the scores of
-    the ``model`` and of each floor, each with its ``cmc``, and by name what ``precision_by_recall`` gives, but for chance."""
+    the ``model`` and of each floor, each with its ``cmc``, and by name what ``precision_by_recall`` gives, but for chance.
+    Where galleries are ``drawn``, ``ranks`` are not those of the scores, and there are no ``precisions``."""
 
     query: Features
     kinds: dict[str, torch.Tensor]
@@ -32,14 +37,19 @@ class Direction:
     scores: dict[str, dict[str, Any]]
     precisions: dict[str, list[float]]
 
+    @property
+    def drawn(self) -> bool:
+        """Whether scores are means over drawn galleries, so that no query has one of its own."""
+        return "spread" in self.scores["model"]
+
     def metrics(self) -> dict[str, Any]:
         """The model's scores with intervals and by camera, view and type, and the floors' below ``baselines``."""
         queries = self.query_scores()
+        by_query = {} if self.drawn else {"intervals": queries.intervals(), "breakdown": queries.breakdown()}
         floors = {name: scores for name, scores in self.scores.items() if name != "model"}
         return {
             **self.scores["model"],
-            "intervals": queries.intervals(),
-            "breakdown": queries.breakdown(),
+            **by_query,
             "baselines": {
                 name: {key: scores[key] for key in FLOOR_SCORES if key in scores}  # nobody knows chance's mINP
                 for name, scores in floors.items()
@@ -55,23 +65,34 @@ class Direction:
         return {name: scores["cmc"] for name, scores in self.scores.items()}
 
 
-def direction(query: Mapping[str, Extracted], gallery: Mapping[str, Extracted], metric: Metric) -> Direction:
-    """All ranks. Score ``query`` against ``gallery``, both as they lie on the ranks, by each of their feature functions."""
-    model, ranks = _ranked(query["model"], gallery["model"], metric)
-    scores = {"model": summarise(ranks), "chance": _chance(model, gallery["model"].features)}
-    precisions = {"model": precision_by_recall(ranks)}
+def direction(
+    query: Mapping[str, Extracted],
+    gallery: Mapping[str, Extracted],
+    metric: Metric,
+    protocol: Protocol = "market1501",
+    device: torch.device = CPU,
+    memory_gib: float = MEMORY_GIB,
+) -> Direction:
+    """All ranks. Score ``query`` against ``gallery``, both as they lie on the ranks, by each of their feature functions.
+
+    ``protocol`` is that of ``scores_by``, ``device`` and ``memory_gib`` are those of ``rank_queries``.
+    """
+
+    def scored(name: str) -> tuple[Features, QueryRanks, dict[str, Any]]:
+        """The whole query side, its ranks against the gallery as it lies, and its scores."""
+        whole, part = _together(query[name]), gallery[name]
+        ranks = rank_queries(whole, part.features, part.rows, metric, device, memory_gib)
+        return whole, ranks, scores_by(protocol, ranks, whole, part.features, part.rows, metric, device, memory_gib)
+
+    model, ranks, own = scored("model")
+    scores = {"model": own, "chance": _chance(model, gallery["model"].features)}
+    found = {"model": ranks}
     for name in query:  # a dict's order is the same on all ranks
         if name != "model":
-            found = _ranked(query[name], gallery[name], metric)[1]
-            scores[name], precisions[name] = summarise(found), precision_by_recall(found)
+            _, found[name], scores[name] = scored(name)
     kinds = {name: _in_order(query["model"], values) for name, values in query["model"].kinds.items()}
+    precisions = {} if "spread" in own else {name: precision_by_recall(each) for name, each in found.items()}
     return Direction(model, kinds, ranks, scores, precisions)
-
-
-def _ranked(query: Extracted, gallery: Extracted, metric: Metric) -> tuple[Features, QueryRanks]:
-    """All ranks. The whole query side, and its ranks against the gallery as it lies."""
-    whole = _together(query)
-    return whole, rank_queries(whole, gallery.features, gallery.rows, metric)
 
 
 def _together(part: Extracted) -> Features:
@@ -96,7 +117,9 @@ def mean(forward: Mapping[str, Any], reverse: Mapping[str, Any]) -> dict[str, An
 def _chance(query: Features, gallery_part: Features) -> dict[str, Any]:
     """All ranks. ``query``: all of them; this rank's part of the gallery."""
     gallery = gallery_part[gallery_part.pids != JUNK]
-    same_QG = query.pids[:, None] == gallery.pids
-    positives = (same_QG & (query.camids[:, None] != gallery.camids)).sum(dim=1)
-    candidates = len(gallery) - (same_QG & (query.camids[:, None] == gallery.camids)).sum(dim=1)
-    return chance(*sum_over_ranks(torch.stack([positives, candidates])))
+    counts = []
+    for some in torch.split(torch.arange(len(query)), QUERIES):
+        same_QG = query.pids[some, None] == gallery.pids
+        own_QG = same_QG & (query.camids[some, None] == gallery.camids)
+        counts.append(torch.stack([(same_QG & ~own_QG).sum(dim=1), len(gallery) - own_QG.sum(dim=1)]))
+    return chance(*sum_over_ranks(torch.cat(counts, dim=1)))

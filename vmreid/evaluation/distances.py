@@ -1,12 +1,12 @@
 """Distances between feature rows whose bits depend on the two rows alone.
 
-A matrix product may add its terms in another order for every shape, thread count, library and device. So the product
-is only a screen here: it says of nearly all pairs which of two distances is smaller, and its error has a proved bound.
-The few pairs that it cannot tell apart are measured by ``exact_distances``, whose operations and order are fixed.
+A matrix product may add its terms in another order for every shape, thread count, library and device, so it only screens
+(``screen.py``). What it cannot tell apart is measured by ``exact_distances``, whose operations and order are fixed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,72 +14,63 @@ import torch
 
 Metric = Literal["euclidean", "cosine"]
 METRICS: tuple[Metric, ...] = ("euclidean", "cosine")
-ROWS = 4096
+ROWS = 1024  # of float64 at once
+PAIR_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 24}  # float64 numbers at once where pairs are measured; on a CPU a cache holds them
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Feature rows made ready for one metric.
-
-    ``x_NF``: float64 rows, of unit length under ``cosine``. ``size_N``: what a row adds to a distance by itself: |x|²
-    under ``euclidean``, 1/2 under ``cosine``, so that every distance lies between 0 and 2 (size_q + size_g).
-    """
+    """Feature rows made ready for one metric: ``x_NF`` as given, float32 or float64, and ``length_N`` |x| in float64."""
 
     x_NF: torch.Tensor
-    size_N: torch.Tensor
+    length_N: torch.Tensor
     metric: Metric
 
     def __getitem__(self, rows: torch.Tensor | slice) -> Rows:
-        return Rows(self.x_NF[rows], self.size_N[rows], self.metric)
+        if isinstance(rows, slice):
+            return Rows(self.x_NF[rows], self.length_N[rows], self.metric)
+        return Rows(self.x_NF.index_select(0, rows), self.length_N[rows], self.metric)  # twice as fast as by brackets
 
     def __len__(self) -> int:
         return len(self.x_NF)
 
+    def to(self, device: torch.device) -> Rows:
+        """The same rows there."""
+        return Rows(self.x_NF.to(device), self.length_N.to(device), self.metric)
+
 
 def ordered_sum(x_NF: torch.Tensor) -> torch.Tensor:
-    """Sum over the last axis by halving it again and again; element-wise additions only, so the bits never vary."""
+    """Sum over the last axis by halving it again and again; additions of elements only, so the bits never vary. ``x_NF`` is
+    overwritten."""
     while (length := x_NF.shape[-1]) > 1:
         half = (length + 1) // 2
-        tail = x_NF[..., half:]
-        head = x_NF[..., :half].clone()
-        head[..., : length - half] += tail
-        x_NF = head
-    return x_NF[..., 0]
-
-
-def squared_norms(features_NF: torch.Tensor) -> torch.Tensor:
-    """|x|² of each row in float64; not finite exactly where a row is not finite or too large for float64."""
-    return torch.cat([ordered_sum(x_NF.double().square()) for x_NF in torch.split(features_NF, ROWS)])  # few rows: little memory
+        x_NF[..., : length - half] += x_NF[..., half:]
+        x_NF = x_NF[..., :half]
+    return x_NF[..., 0].clone()  # a view would keep all of it
 
 
 def prepare(features_NF: torch.Tensor, metric: Metric) -> Rows:
-    """Cast finite rows (not zero under ``cosine``) to float64 and normalise them where the metric wants it."""
-    x_NF, squared_N = features_NF.double(), squared_norms(features_NF)
-    if metric == "cosine":
-        return Rows(x_NF / squared_N.sqrt().unsqueeze(-1), torch.full_like(squared_N, 0.5), metric)
-    return Rows(x_NF, squared_N, metric)
+    """Rows with their lengths: finite exactly where a row is finite and its square not too large for float64."""
+    length_N = torch.empty(len(features_NF), dtype=torch.float64, device=features_NF.device)
+    for start in range(0, len(features_NF), ROWS):
+        wide_NF = features_NF[start : start + ROWS].double()
+        length_N[start : start + ROWS] = ordered_sum(wide_NF * wide_NF).sqrt()
+    return Rows(features_NF, length_N, metric)
 
 
 def exact_distances(query: Rows, gallery: Rows) -> torch.Tensor:
-    """Distances of N pairs, row by row: sum((q - g)²) under ``euclidean``, 1 - sum(q g) under ``cosine``."""
+    """Distances of N pairs, row by row, float64: sum((q - g)²) under ``euclidean``, 1 - sum(q g) / (|q| |g|) under ``cosine``."""
     if query.metric == "cosine":
-        return 1 - ordered_sum(query.x_NF * gallery.x_NF)
-    difference_NF = query.x_NF - gallery.x_NF
-    return ordered_sum(difference_NF * difference_NF)
+        return 1 - ordered_sum(query.x_NF.double() * gallery.x_NF) / (query.length_N * gallery.length_N)
+    difference_NF = query.x_NF.double() - gallery.x_NF
+    return ordered_sum(difference_NF.mul_(difference_NF))
 
 
-def screen_distances(query: Rows, gallery: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-    """All distances ``d_QG`` of a tile by one matrix product, and how far each row's may be off, ``bound_Q``.
-
-    A product of F terms summed in any order, fused or not, is off by at most F u |q| |g| with u = eps / 2 (Higham,
-    Accuracy and Stability of Numerical Algorithms, 2002, section 3.1). With |q| |g| <= size_q + size_g (half of it
-    under ``euclidean``) that is at most (2 F + 5) u (size_q + size_g) for this formula, and as much again or less for
-    ``exact_distances``. The bound is twice the sum of both; the tiny part covers underflow.
-    """
-    scale = -2 if query.metric == "euclidean" else -1
-    d_QG = torch.addmm(gallery.size_N, query.x_NF, gallery.x_NF.T, alpha=scale)
-    d_QG += query.size_N.unsqueeze(1)
-    number = torch.finfo(torch.float64)
-    largest = gallery.size_N.max()
-    bound_Q = 4 * (query.x_NF.shape[1] + 8) * number.eps * (query.size_N + largest) + number.tiny
-    return d_QG, bound_Q
+def pairs_at_once(
+    q: torch.Tensor, g: torch.Tensor, width: int, device: torch.device
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+    """The pairs (q, g), with their slice, so many at once as suit ``exact_distances`` of rows of ``width`` on ``device``."""
+    chunk = max(1, PAIR_NUMBERS[device.type] // width)
+    for start in range(0, len(q), chunk):
+        some = slice(start, start + chunk)
+        yield some, q[some], g[some]

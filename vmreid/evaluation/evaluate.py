@@ -21,10 +21,10 @@ from vmreid.evaluation.baselines import colour_histogram, rgb_histogram
 from vmreid.evaluation.directions import direction, mean
 from vmreid.evaluation.extraction import Extracted, FeatureFunction, extract
 from vmreid.evaluation.feature_cache import FeatureCache
+from vmreid.evaluation.features import Features
 from vmreid.evaluation.histogram import Histogram, distance_histogram
 from vmreid.evaluation.ledger import ledger
 from vmreid.evaluation.nearest import Example, examples
-from vmreid.evaluation.ranking import Features
 from vmreid.models import ReIDModel, build_backbone
 from vmreid.progress import Reporter
 from vmreid.recipes import Recipe
@@ -50,10 +50,10 @@ class EvaluationPlan:
 class Evaluation:
     """``metrics.json``'s content; what each query scored, as the file that the ledger names; CMC and
     precision over recall by direction, then by model and floor; distances of the model's pairs; example queries with what
-    lies nearest."""
+    lies nearest. Where galleries are drawn, no query has one score: no ``queries``, ``precisions`` and ``examples``."""
 
     metrics: dict[str, Any]
-    queries: bytes
+    queries: bytes | None
     curves: dict[str, dict[str, list[float]]]
     precisions: dict[str, dict[str, list[float]]]
     distances: Histogram
@@ -96,17 +96,21 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
     cache = _cache(plan, weights_sha256, place) if plan.features else None
     query, gallery = (_extract_split(plan, split, functions, place, cache) for split in ("query", "gallery"))
     metric = plan.recipe.evaluation.metric
-    forward = direction(query, gallery, metric)
+    rule = plan.recipe.evaluation.protocol
+    ranking = (metric, rule, place.device, plan.recipe.evaluation.memory_gib)
+    forward = direction(query, gallery, *ranking)
     metrics, name = forward.metrics(), "query to gallery"
-    curves, precisions = {name: forward.curves()}, {name: forward.precisions}
+    curves, precisions = {name: forward.curves()}, {} if forward.drawn else {name: forward.precisions}
     if plan.recipe.evaluation.both_directions:
-        reverse = direction(gallery, query, metric)
+        reverse = direction(gallery, query, *ranking)
         metrics |= {"reverse": reverse.metrics(), "mean": mean(metrics, reverse.metrics())}
         name = "gallery to query"
-        curves[name], precisions[name] = reverse.curves(), reverse.precisions
+        curves[name] = reverse.curves()
+        if not reverse.drawn:
+            precisions[name] = reverse.precisions
     part = gallery["model"]
-    queries = forward.query_scores().as_npz()
-    conditions = {
+    queries = None if forward.drawn else forward.query_scores().as_npz()
+    conditions: dict[str, Any] = {
         "feature": "after BNNeck",
         "precision": plan.recipe.evaluation.precision,
         "flip": plan.recipe.evaluation.flip,
@@ -116,10 +120,11 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
         "weights_sha256": weights_sha256,
         "backbone": plan.recipe.model.backbone,
         "world": place.world,
-        "per_query": {"file": QUERIES, "sha256": hashlib.sha256(queries).hexdigest()},
     }
-    metrics["protocol"] = ledger(forward.query, forward.ranks, part.features, metric, conditions)
-    shown = examples(forward.ranks, forward.query, part.features, part.rows, metric)
+    if queries:
+        conditions["per_query"] = {"file": QUERIES, "sha256": hashlib.sha256(queries).hexdigest()}
+    metrics["protocol"] = ledger(forward.query, metrics, part.features, metric, rule, conditions)
+    shown = [] if forward.drawn else examples(forward.ranks, forward.query, part.features, part.rows, metric)
     distances = distance_histogram(forward.query, part.features, metric)
     return Evaluation(metrics, queries, curves, precisions, distances, shown)
 

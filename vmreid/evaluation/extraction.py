@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from vmreid.data.streams import Batch
-from vmreid.evaluation.ranking import Features
+from vmreid.evaluation.features import Features
 from vmreid.progress import Reporter
 
 ON_DEVICE = 32  # batches whose features wait there: copying each at once would have the device wait for the next batch

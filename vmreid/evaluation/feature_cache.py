@@ -18,7 +18,7 @@ import torch
 from vmreid.data.manifest import Shard, Split
 from vmreid.errors import UserError
 from vmreid.evaluation.extraction import KINDS, Extracted
-from vmreid.evaluation.ranking import Features
+from vmreid.evaluation.features import Features
 from vmreid.run_folder import write_atomically
 
 IDS = ("rows", "pids", "camids", *KINDS)

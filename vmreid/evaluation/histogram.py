@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from vmreid.distributed import concatenate_over_ranks, sum_over_ranks
-from vmreid.evaluation.distances import Metric, Rows, exact_distances, prepare, screen_distances, squared_norms
-from vmreid.evaluation.ranking import GALLERY_TILE, JUNK, PAIR_NUMBERS, QUERY_TILE, Features
+from vmreid.evaluation.distances import Metric, Rows, prepare
+from vmreid.evaluation.features import JUNK, Features
+from vmreid.evaluation.wide_screen import measured, screen
 
 BINS = 1000
+QUERY_TILE, GALLERY_TILE = 256, 4096  # 8 MiB of float64
 QUERIES = 4096  # at most, evenly spread: enough for a picture, and as much work as a third of MSMT17
 
 
@@ -57,20 +59,19 @@ def distance_histogram(query: Features, gallery_part: Features, metric: Metric) 
 
 def _farthest(query_NF: torch.Tensor, gallery_NF: torch.Tensor) -> float:
     """All ranks. (|q| + |g|)² of the longest features; 1 where all are zero."""
-    longest = [squared_norms(features_NF).sqrt() if len(features_NF) else features_NF.new_zeros(0, dtype=torch.float64)
-               for features_NF in (query_NF, gallery_NF)]  # fmt: skip
-    lengths = [concatenate_over_ranks(lengths_N.topk(min(1, len(lengths_N))).values) for lengths_N in longest]
+    lengths = [
+        concatenate_over_ranks(lengths_N.topk(min(1, len(lengths_N))).values)
+        for lengths_N in (prepare(features_NF, "euclidean").length_N for features_NF in (query_NF, gallery_NF))
+    ]
     return float(sum(lengths_N.max() for lengths_N in lengths)) ** 2 or 1.0
 
 
 def _bins(query: Rows, gallery: Rows, width: float) -> torch.Tensor:
     """The bin of each pair of a tile, int64 [Q, G]."""
-    d_QG, bound_Q = screen_distances(query, gallery)
+    d_QG, bound_Q = screen(query, gallery)
     place_QG = d_QG.div_(width)
     doubt_Q = bound_Q / width + 4 * BINS * torch.finfo(torch.float64).eps
     bin_QG = place_QG.floor().long()
     q, g = ((place_QG - place_QG.round()).abs() <= doubt_Q[:, None]).nonzero(as_tuple=True)
-    chunk = max(1, PAIR_NUMBERS // query.x_NF.shape[1])
-    for qs, gs in zip(torch.split(q, chunk), torch.split(g, chunk), strict=True):
-        bin_QG[qs, gs] = (exact_distances(query[qs], gallery[gs]) / width).floor().long()
+    bin_QG[q, g] = (measured(query, gallery, q, g) / width).floor().long()
     return bin_QG.clamp_(0, BINS - 1)  # a distance of equal rows may be a little below 0

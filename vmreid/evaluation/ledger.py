@@ -9,8 +9,9 @@ import torch
 
 from vmreid.distributed import concatenate_over_ranks, from_rank_0, rank, sum_over_ranks
 from vmreid.evaluation.distances import Metric
-from vmreid.evaluation.protocol import QueryRanks
-from vmreid.evaluation.ranking import JUNK, Features
+from vmreid.evaluation.features import JUNK, Features
+from vmreid.evaluation.protocols import EXCLUDED
+from vmreid.recipes.schema import Protocol
 from vmreid.versions import versions
 
 # what tells one result from another under the same protocol; scores may be compared where all other keys agree
@@ -22,21 +23,26 @@ NORMALISATIONS: dict[Metric, str] = {"euclidean": "none", "cosine": "unit length
 
 
 def ledger(
-    query: Features, ranks: QueryRanks, gallery_part: Features, metric: Metric, conditions: Mapping[str, Any]
+    query: Features,
+    scores: Mapping[str, Any],
+    gallery_part: Features,
+    metric: Metric,
+    protocol: Protocol,
+    conditions: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All ranks. The ledger of scores; arguments as ``rank_queries`` took them and what it returned.
+    """All ranks. The ledger of ``scores``; the other arguments as ``scores_by``, which gave them, took them.
 
     The counts are of what was scored, junk apart. ``conditions``: what the caller alone knows, such as ``image_size``.
     """
     made_with = from_rank_0(versions() if rank() == 0 else None)
     junk = gallery_part.pids == JUNK
-    invalid = sum(not positives for positives in ranks.ranks)
     return {
         "metric": metric,
         "distance": DISTANCES[metric],
         "normalisation": NORMALISATIONS[metric],
-        "excluded": "junk (pid -1); gallery pictures of the query's identity and camera",
-        "query": {**_counts(query[:0] if rank() else query), "invalid": invalid},
+        "rule": protocol,
+        "excluded": EXCLUDED[protocol],
+        "query": {**_counts(query[:0] if rank() else query), "invalid": scores["invalid_queries"]},
         "gallery": {**_counts(gallery_part[~junk]), "junk": int(sum_over_ranks(junk.sum()))},
         **conditions,
         "commit": made_with["commit"],

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from vmreid.distributed import concatenate_over_ranks
-from vmreid.evaluation.distances import Metric, exact_distances, prepare
+from vmreid.evaluation.distances import Metric, exact_distances, pairs_at_once, prepare
+from vmreid.evaluation.features import JUNK, Features
 from vmreid.evaluation.protocol import QueryRanks
-from vmreid.evaluation.ranking import JUNK, PAIR_NUMBERS, Features
 
 BEST, MEDIAN, WORST = 2, 3, 3
 NEAREST = 10
@@ -61,12 +61,14 @@ def nearest(
     however the gallery is spread.
     """
     rows, part = prepare(query.features, metric), prepare(gallery_part.features, metric)
-    chunk = max(1, PAIR_NUMBERS // rows.x_NF.shape[1])
     triples = []
     for q in range(len(query)):
         same = (gallery_part.pids == query.pids[q]) & (gallery_part.camids == query.camids[q])
         kept = ((gallery_part.pids != JUNK) & ~same).nonzero().squeeze(1)
-        distance = torch.cat([exact_distances(rows[q : q + 1], part[few]) for few in torch.split(kept, chunk)])
+        pairs = pairs_at_once(torch.full_like(kept, q), kept, rows.x_NF.shape[1], kept.device)
+        distance = torch.empty(len(kept), dtype=torch.float64)
+        for some, qs, gs in pairs:
+            distance[some] = exact_distances(rows[qs], part[gs])
         index = gallery_index_part[kept]
         first = _order(distance, index)[:count]
         triples.append(torch.stack([torch.full_like(first, q), index[first], distance[first].view(torch.int64)], dim=1))

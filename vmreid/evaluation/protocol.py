@@ -51,10 +51,9 @@ def summarise(ranks: QueryRanks) -> dict[str, float | int | list[float]]:
     first_ranks = [first for first in ranks.first_rank if first]
     valid, queries = len(first_ranks), len(ranks.ranks)
     if not valid:
-        raise UserError(
-            f"no valid query among {queries}: a query needs a gallery item of its pid from another camera; "
-            "check the pids and camids of both sides"
-        )
+        needed = "a query needs a gallery item of its pid from another camera; check the pids and camids of both sides"
+        empty = "the gallery is empty; give it items" if queries and not ranks.gallery else "give some queries"
+        raise UserError(f"no valid query among {queries}: {needed if queries and ranks.gallery else empty}")
     cmc = [sum(first <= limit for first in first_ranks) / valid for limit in range(1, CMC_LENGTH + 1)]
     return {
         "mAP": math.fsum(ap for ap in ranks.ap if not math.isnan(ap)) / valid,

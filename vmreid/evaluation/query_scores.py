@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vmreid.data.manifest import UNKNOWN
+from vmreid.evaluation.features import Features
 from vmreid.evaluation.protocol import QueryRanks
-from vmreid.evaluation.ranking import Features
 from vmreid.evaluation.uncertainty import intervals
 
 

@@ -1,44 +1,101 @@
 """Exact re-ID ranks over all ranks of the process group: counted, never sorted from a stored matrix.
 
 Which gallery items count is the protocol's (``protocol.py``). The gallery lies in parts on the ranks, and only the
-positives' distances and integer counts travel between them.
+positives' distances and integer counts travel between them. What a product's rounding leaves in doubt is decided by exact
+distances, so ranks depend on the features alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from vmreid.distributed import concatenate_over_ranks, sum_over_ranks
-from vmreid.errors import UserError
-from vmreid.evaluation.distances import Metric, Rows, exact_distances, prepare, screen_distances, squared_norms
+from vmreid.evaluation.counting import Counter, Pairs, Part
+from vmreid.evaluation.distances import Metric, Rows, exact_distances, pairs_at_once
+from vmreid.evaluation.features import Features, checked
 from vmreid.evaluation.protocol import QueryRanks
+from vmreid.evaluation.screen import plain_products
+from vmreid.evaluation.tiles import Tiles
+from vmreid.evaluation.windows import Targets
+from vmreid.recipes.schema import MEMORY_GIB
 
-JUNK = -1
-QUERY_TILE = 256
-GALLERY_TILE = 4096
-PAIR_NUMBERS = 1 << 18  # float64 numbers at once where pairs are measured one by one: 2 MiB, which a cache holds
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Features:
-    """``features`` [n, F] float32 or float64, ``pids`` and ``camids`` [n] int64, all on one device."""
+class Block:
+    """Queries that walk the gallery together: their places ``rows`` among all queries, ``pairs`` with this rank's items of
+    their pid, and the ``positive`` ones among these; ``slices`` are its tiles."""
 
-    features: torch.Tensor
-    pids: torch.Tensor
-    camids: torch.Tensor
+    rows: torch.Tensor
+    query: Rows
+    slices: list[slice]
+    pairs: Pairs
+    positive: torch.Tensor
 
-    def __len__(self) -> int:
-        return len(self.features)
 
-    def __getitem__(self, rows: torch.Tensor | slice) -> Features:
-        return Features(self.features[rows], self.pids[rows], self.camids[rows])
+class Search:
+    """All ranks. Queries in a gallery whose parts lie on the ranks; arguments and errors are those of ``rank_queries``.
+
+    ``items`` of the whole gallery, ``candidates`` without junk; ``pairs_Q``: candidates of each query's pid.
+    """
+
+    def __init__(
+        self,
+        query: Features,
+        gallery_part: Features,
+        gallery_index_part: torch.Tensor,
+        metric: Metric,
+        device: torch.device,
+        memory_gib: float,
+    ) -> None:
+        self._rows, gallery_rows = checked(query, gallery_part, gallery_index_part, metric)
+        self._query, self.device = query, device
+        self._part = Part.of(gallery_part, gallery_rows, gallery_index_part)
+        self._tiles = Tiles.within(memory_gib, query.features.shape[1])
+        items, candidates = torch.tensor([len(gallery_part)]), torch.tensor([len(self._part)])
+        counts = sum_over_ranks(torch.cat([items, candidates, self._part.of_one_pid(query.pids)]))
+        self.items, self.candidates, self.pairs_Q = int(counts[0]), int(counts[1]), counts[2:]
+
+    def blocks(self) -> Iterator[Block]:
+        """All queries, those with few pairs of one pid first. The same on every rank but for the pairs."""
+        for rows in self._tiles.blocks(self.pairs_Q, self._rows.x_NF.shape[1]):
+            q, g = self._part.pairs_of_one_pid(self._query.pids[rows])
+            positive = self._query.camids[rows][q] != self._part.camids_G[g]
+            yield Block(rows, self._rows[rows], self._tiles.query_tiles(self.pairs_Q[rows]), (q, g), positive)
+
+    def positives(self, block: Block) -> list[Targets]:
+        """All ranks. The positives of each tile of a block, over the whole gallery."""
+        q, g = (each[block.positive] for each in block.pairs)
+        distance = torch.empty(len(q), dtype=torch.float64)  # small results between large ones would scatter the memory
+        for some, qs, gs in pairs_at_once(q, g, block.query.x_NF.shape[1], self.device):
+            items = self._part.rows[self._part.row_G[gs]].to(self.device)
+            distance[some] = exact_distances(block.query[qs].to(self.device), items).cpu()
+        triples = torch.stack([q, self._part.index_G[g], distance.view(torch.int64)], dim=1)
+        q, index, bits = concatenate_over_ranks(triples).unbind(1)
+        return _by_tile(q, index, bits.contiguous().view(torch.float64), block.slices, self.device)
+
+    def count(self, block: Block, targets: Sequence[Targets]) -> list[torch.Tensor]:
+        """All ranks. How many items of other pids come before each target of a tile, over the whole gallery: ``before_QP``."""
+        with plain_products(self.device), ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            counter = Counter(self._part, self._tiles, threads, self.device)
+            counts = counter.before(block.query, block.pairs, block.slices, targets)
+        return [sum_over_ranks(before_QP.cpu()) for before_QP in counts]
 
 
 @torch.no_grad()
-def rank_queries(query: Features, gallery_part: Features, gallery_index_part: torch.Tensor, metric: Metric) -> QueryRanks:
+def rank_queries(
+    query: Features,
+    gallery_part: Features,
+    gallery_index_part: torch.Tensor,
+    metric: Metric,
+    device: torch.device = CPU,
+    memory_gib: float = MEMORY_GIB,
+) -> QueryRanks:
     """All ranks. Rank every query's positives in the gallery whose parts lie on the ranks.
 
     Args:
@@ -46,168 +103,44 @@ def rank_queries(query: Features, gallery_part: Features, gallery_index_part: to
         gallery_part: this rank's gallery items; may be none.
         gallery_index_part: their indices in the whole gallery [n] int64, which settle equal distances.
         metric: ``euclidean`` (squared, on the features as given) or ``cosine`` (1 - cosine), both in float64.
+        device: where distances are taken; all that is given lies on the CPU.
+        memory_gib: what is taken beyond the features given, about, whatever the gallery's size. The same on every rank.
 
     Returns:
-        The same on every rank, bit for bit the same however the gallery is spread and whatever device computes.
+        The same on every rank, bit for bit the same however the gallery is spread, whatever device computes in whatever memory.
 
     Raises:
         UserError: on every rank, if shapes or types clash or a feature is not finite (or zero under ``cosine``) on any.
     """
-    _refuse_together(
-        _problem("query", query, torch.arange(len(query)), metric)
-        or _problem("gallery", gallery_part, gallery_index_part, metric)
-        or _clash(query, gallery_part),
-        query.pids.device,
-    )
-    items = int(sum_over_ranks(torch.tensor([len(gallery_part)], device=query.pids.device)))
-    kept = (gallery_part.pids != JUNK).nonzero().squeeze(1)
-    kept = kept[gallery_part.pids[kept].argsort(stable=True)]
-    part = _Part(
-        prepare(gallery_part.features[kept], metric),
-        gallery_part.pids[kept].contiguous(),
-        gallery_part.camids[kept],
-        gallery_index_part[kept],
-    )
-    ranks: list[list[int]] = []
-    for start in range(0, len(query), QUERY_TILE):
-        ranks += _rank_tile(query[start : start + QUERY_TILE], part, metric)
-    return QueryRanks(ranks, items)
+    search = Search(query, gallery_part, gallery_index_part, metric, device, memory_gib)
+    ranks: list[list[int]] = [[] for _ in range(len(query))]
+    for block in search.blocks():
+        targets = search.positives(block)
+        for tile, target, before_QP in zip(block.slices, targets, search.count(block, targets), strict=True):
+            rank_QP = before_QP + torch.arange(1, before_QP.shape[1] + 1)
+            numbers = target.distance_QP.isfinite().sum(dim=1).tolist()
+            for row, each, number in zip(block.rows[tile].tolist(), rank_QP.tolist(), numbers, strict=True):
+                ranks[row] = each[:number]
+    return QueryRanks(ranks, search.items)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """This rank's gallery items without junk, ordered by pid."""
-
-    rows: Rows
-    pids_G: torch.Tensor
-    camids_G: torch.Tensor
-    index_G: torch.Tensor
-
-
-@dataclass(frozen=True)
-class _Positives:
-    """The positives of a query tile over all ranks, each query's in order of (distance, index), padded to P columns."""
-
-    distance_QP: torch.Tensor  # padded with inf
-    index_QP: torch.Tensor
-    number_Q: torch.Tensor
-
-
-def _rank_tile(query: Features, part: _Part, metric: Metric) -> list[list[int]]:
-    """All ranks. Ranks of the positives of a few queries, over the whole gallery."""
-    rows = prepare(query.features, metric)
-    own_q, own_g = _same_pid(query.pids, part.pids_G)
-    positive = query.camids[own_q] != part.camids_G[own_g]
-    positives = _gather_positives(rows, part, own_q[positive], own_g[positive])
-    before_QP = torch.zeros_like(positives.index_QP)
-    if positives.distance_QP.numel():  # the same on all ranks: the positives are
-        for start in range(0, len(part.rows), GALLERY_TILE):
-            tile = slice(start, start + GALLERY_TILE)
-            d_QG, bound_Q = screen_distances(rows, part.rows[tile])
-            inside = (own_g >= start) & (own_g < start + GALLERY_TILE)
-            d_QG[own_q[inside], own_g[inside] - start] = torch.inf  # positives and the same camera: not counted here
-            before_QP += _count_before(d_QG, bound_Q, positives, rows, part.rows[tile], part.index_G[tile])
-        sum_over_ranks(before_QP)
-    before_QP += torch.arange(1, before_QP.shape[1] + 1, device=before_QP.device)
-    pairs = zip(before_QP.tolist(), positives.number_Q.tolist(), strict=True)
-    return [ranks[:number] for ranks, number in pairs]
-
-
-def _same_pid(pids_Q: torch.Tensor, pids_G: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (query, gallery) of all pairs with one pid; ``pids_G`` ascends."""
-    first_Q = torch.searchsorted(pids_G, pids_Q)
-    number_Q = torch.searchsorted(pids_G, pids_Q, right=True) - first_Q
-    q = torch.arange(len(pids_Q), device=pids_Q.device).repeat_interleave(number_Q)
-    offset = torch.arange(len(q), device=q.device) - (number_Q.cumsum(0) - number_Q)[q]
-    return q, first_Q[q] + offset
-
-
-def _gather_positives(rows: Rows, part: _Part, q: torch.Tensor, g: torch.Tensor) -> _Positives:
-    """All ranks. Measure the pairs (q, g) of this rank and bring those of all ranks together."""
-    chunk = max(1, PAIR_NUMBERS // rows.x_NF.shape[1])
-    chunks = zip(torch.split(q, chunk), torch.split(g, chunk), strict=True)
-    distance = torch.cat([exact_distances(rows[qs], part.rows[gs]) for qs, gs in chunks])
-    triples = torch.stack([q, part.index_G[g], distance.view(torch.int64)], dim=1)
-    q, index, bits = concatenate_over_ranks(triples).unbind(1)
-    distance = bits.contiguous().view(torch.float64)
+def _by_tile(
+    q: torch.Tensor, index: torch.Tensor, distance: torch.Tensor, slices: Sequence[slice], device: torch.device
+) -> list[Targets]:
+    """Order the positives of a block, in any order before, by query, distance and index, and pad them tile by tile."""
     order = index.argsort(stable=True)
     order = order[distance[order].argsort(stable=True)]
     order = order[q[order].argsort(stable=True)]
-    q = q[order]
-    number_Q = torch.bincount(q, minlength=len(rows))
-    column = torch.arange(len(q), device=q.device) - (number_Q.cumsum(0) - number_Q)[q]
-    shape = (len(rows), int(number_Q.max()))
-    distance_QP = torch.full(shape, torch.inf, dtype=torch.float64, device=q.device)
-    index_QP = torch.zeros(shape, dtype=torch.int64, device=q.device)
-    distance_QP[q, column] = distance[order]
-    index_QP[q, column] = index[order]
-    return _Positives(distance_QP, index_QP, number_Q)
-
-
-def _count_before(
-    d_QG: torch.Tensor, bound_Q: torch.Tensor, positives: _Positives, query: Rows, gallery: Rows, index_G: torch.Tensor
-) -> torch.Tensor:
-    """How many items of a gallery tile come before each positive: ``before_QP``.
-
-    An item whose screened distance lies below the window [low, high] of a positive comes before it, one above it comes
-    after. Items inside a window (exact ties, mostly) are measured exactly, and equal ones compared by gallery index.
-    """
-    low_QP = positives.distance_QP - bound_Q.unsqueeze(1)
-    high_QP = positives.distance_QP + bound_Q.unsqueeze(1)
-    ascending_QG = _sort_rows(d_QG)
-    before_QP = torch.searchsorted(ascending_QG, low_QP)
-    reached_QP = torch.searchsorted(ascending_QG, high_QP, right=True)
-    doubtful = ((reached_QP > before_QP) & low_QP.isfinite()).any(dim=1).nonzero().squeeze(1)
-    if not len(doubtful):
-        return before_QP
-    d_DG = d_QG[doubtful]
-    entered_DG = torch.searchsorted(low_QP[doubtful], d_DG, right=True)
-    left_DG = torch.searchsorted(high_QP[doubtful], d_DG)
-    row, g = ((entered_DG > left_DG) & d_DG.isfinite()).nonzero(as_tuple=True)
-    q, d = doubtful[row], d_DG[row, g]
-    chunk = max(1, PAIR_NUMBERS // max(query.x_NF.shape[1], before_QP.shape[1]))
-    for qs, gs, ds in zip(torch.split(q, chunk), torch.split(g, chunk), torch.split(d, chunk), strict=True):
-        exact = exact_distances(query[qs], gallery[gs]).unsqueeze(1)
-        target_AP, index_AP = positives.distance_QP[qs], positives.index_QP[qs]
-        window_AP = (ds.unsqueeze(1) >= low_QP[qs]) & (ds.unsqueeze(1) <= high_QP[qs])
-        earlier_AP = (exact < target_AP) | ((exact == target_AP) & (index_G[gs].unsqueeze(1) < index_AP))
-        before_QP.index_add_(0, qs, (window_AP & earlier_AP).long())
-    return before_QP
-
-
-def _sort_rows(d_QG: torch.Tensor) -> torch.Tensor:
-    """Each row ascending. On the CPU by numpy, whose vectorised sort is several times as fast as torch's."""
-    if d_QG.device.type == "cpu":
-        return torch.from_numpy(np.sort(d_QG.numpy(), axis=1))
-    return d_QG.sort(dim=1).values
-
-
-def _problem(side: str, given: Features, index: torch.Tensor, metric: Metric) -> str:
-    """What is wrong with one side's own features and ids, as one line; empty if nothing is."""
-    dtype, shape, number = given.features.dtype, tuple(given.features.shape), len(given)
-    if len(shape) != 2 or shape[1] == 0 or dtype not in (torch.float32, torch.float64):
-        return f"{side} features are {dtype} of shape {shape}; give float32 or float64 rows [n, F] with F >= 1"
-    for name, ids in (("pids", given.pids), ("camids", given.camids), ("indices", index)):
-        if ids.dtype != torch.int64 or tuple(ids.shape) != (number,):
-            return f"{side} {name} are {ids.dtype} of shape {tuple(ids.shape)}; give {number} int64, one for each row"
-    squared_N = squared_norms(given.features)
-    bad = (~(16 * squared_N).isfinite()).nonzero()  # 16: so that no distance overflows either
-    if len(bad):
-        return f"non-finite feature in {side} row {int(index[bad[0, 0]])}; repair what made it, or leave the row out"
-    zero = (squared_N == 0).nonzero()
-    if metric == "cosine" and len(zero):
-        return f"all-zero {side} row {int(index[zero[0, 0]])} has no cosine; leave it out or use the metric euclidean"
-    return ""
-
-
-def _clash(query: Features, gallery: Features) -> str:
-    width, other = query.features.shape[1], gallery.features.shape[1]
-    return f"query features have {width} columns, gallery features {other}; both must agree" if width != other else ""
-
-
-def _refuse_together(problem: str, device: torch.device) -> None:
-    """All ranks. Raise a UserError on every rank if any has a problem: the lowest such rank's."""
-    line = torch.tensor(list(f"{problem}\n".encode()), dtype=torch.uint8, device=device)
-    problems = bytes(concatenate_over_ranks(line).tolist()).decode().split("\n")
-    if any(problems):
-        raise UserError(next(problem for problem in problems if problem))
+    q, index, distance = q[order], index[order], distance[order]
+    number_Q = torch.bincount(q, minlength=slices[-1].stop)
+    first_Q = number_Q.cumsum(0) - number_Q
+    targets = []
+    for tile in slices:
+        own = slice(int(first_Q[tile.start]), int((first_Q + number_Q)[tile.stop - 1]))
+        place = q[own] - tile.start, torch.arange(own.start, own.stop) - first_Q[q[own]]
+        shape = (tile.stop - tile.start, int(number_Q[tile].max()))
+        distance_QP = torch.full(shape, torch.inf, dtype=torch.float64)
+        index_QP = torch.zeros(shape, dtype=torch.int64)
+        distance_QP[place], index_QP[place] = distance[own], index[own]
+        targets.append(Targets(distance_QP.to(device), index_QP.to(device)))
+    return targets

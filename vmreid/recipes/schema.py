@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_val
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Protocol = Literal["market1501", "msmt17", "veri776", "cuhk03np", "vehicleid", "open_set"]
+MEMORY_GIB = 1.0  # for ranking, where nothing else is given
 Channels = tuple[Fraction, Fraction, Fraction]
 
 
@@ -140,6 +142,8 @@ class Evaluation(Section):
     precision: Literal["fp32", "bf16"] = "fp32"  # of the backbone; bf16 (autocast) blurs the features of a hardly trained model
     flip: bool = False  # the mean of the features of a picture and of its mirror image
     keep_features: bool = False  # in RUN/features, for further evaluations of the same weights and pictures
+    protocol: Protocol = "market1501"  # what is left out or drawn (``vmreid/evaluation/protocols.py``)
+    memory_gib: Annotated[float, Field(gt=0)] = MEMORY_GIB  # what ranking takes on a rank beyond the features, about
     both_directions: bool = False  # for sets whose two sides are two cameras, such as vehicle_khoa
 
 
