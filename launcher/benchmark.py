@@ -1,4 +1,5 @@
-"""``python -m launcher.benchmark model|scan|loader|metric --out FILE.json``: what steps, scans, loading and scoring cost here."""
+"""``python -m launcher.benchmark model|scan|loader|metric|rerank --out FILE.json``: what steps, scans, loading, scoring and
+re-ranking cost here."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.rerank_option import add_rerank_option
 from vmreid.command import Parser, UsageError, above_0, check_out_file, run
 
 if TYPE_CHECKING:
@@ -71,7 +73,11 @@ def main(words: Sequence[str]) -> None:
         "--read", choices=["warm", "cold", "http"], default="warm",
         help="files in memory (default), on disk alone, or by a web server on loopback, as slow to answer as an object store",
     )  # fmt: skip
-    for command in (model, scan, loader, metric):
+    rerank = commands.add_parser("rerank", help="k-reciprocal re-ranking of synthetic features of MSMT17's size: time, memory")
+    rerank.add_argument("--share", type=above_0, default=1.0, metavar="X", help="of MSMT17's identities and pictures; default: 1")
+    add_rerank_option(rerank, "20,6,0.3")
+    rerank.set_defaults(rerank="20,6,0.3")
+    for command in (model, scan, loader, metric, rerank):
         command.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     given = parser.parse_args(words)
     command_line = shlex.join(["python", "-m", "launcher.benchmark", *words])
@@ -89,6 +95,8 @@ def main(words: Sequence[str]) -> None:
         benchmark_scan(given, command_line, place)
     elif given.part == "metric":
         benchmark_metric(given, command_line, place)
+    elif given.part == "rerank":
+        benchmark_rerank(given, command_line, place)
     else:
         if min(given.workers) < 0:
             parser.error(f"--workers {min(given.workers)}: must be at least 0")
@@ -206,6 +214,18 @@ def benchmark_loader(given: Namespace, command: str) -> None:
     size = "x".join(map(str, recipe.data.image_size))
     words = f"{size}, batch {recipe.train.batch_size}, {given.read} reads, {setting['cores']} cores"
     print(f"{as_text(rates, parts_us)}\n\n{words}; {given.out}")
+
+
+def benchmark_rerank(given: Namespace, command: str, place: Place) -> None:
+    """Check, measure, write."""
+    from vmreid.benchmarks.rerank import RerankBenchmark, as_json, as_text
+    from vmreid.run_folder import write_atomically
+
+    benchmark = RerankBenchmark(given.share, given.rerank, place.device)
+    setting, figures = benchmark.setting(command), benchmark.measure()
+    write_atomically(given.out, json.dumps(as_json(setting, figures), indent=1, allow_nan=False) + "\n")
+    memory = f"peak {figures.peak_bytes / 2**30:.2f} GiB"
+    print(f"{as_text(figures)}, {memory}\n\n{setting['device']}, {setting['queries']} x {setting['gallery']}; {given.out}")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.rerank_option import add_rerank_option
 from vmreid.command import Parser, run
 from vmreid.run_folder import RunFolder, write_atomically
 from vmreid.text_table import aligned, markdown
 
 if TYPE_CHECKING:
     from vmreid.evaluation.evaluate import Evaluation, EvaluationPlan
-    from vmreid.recipes.schema import Data
+    from vmreid.recipes.schema import Data, Rerank
     from vmreid.tracking import MlflowRun
 
 UNNAMEABLE = re.compile(r"[^\w. -]")  # what MLflow refuses in a metric's name, and the slash that groups them
@@ -41,6 +42,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="folder that launcher.train wrote")
     parser.add_argument("--checkpoint", nargs="+", metavar="NAME", help="of RUN/checkpoints; default: the newest")
     parser.add_argument("--data", nargs="+", metavar="DIR", help="sets of shards, or their URLs; default: the run's")
+    add_rerank_option(parser, "as the run's recipe has it")
     given = parser.parse_args(words)
 
     from vmreid.distributed import from_rank_0, place_from_environment, start_process_group, stop_process_group
@@ -49,7 +51,7 @@ def main(words: Sequence[str]) -> None:
     place = place_from_environment()
     folder, jobs, tracker = RunFolder(given.run), None, None
     if place.rank == 0:
-        jobs, tracker = _prepare(folder, given.checkpoint, given.data)
+        jobs, tracker = _prepare(folder, given.checkpoint, given.data, given.rerank)
     try:
         start_process_group(place)
         for job in from_rank_0(jobs):
@@ -62,18 +64,23 @@ def main(words: Sequence[str]) -> None:
     stop_process_group()
 
 
-def _prepare(folder: RunFolder, checkpoints: Sequence[str] | None, places: Sequence[str] | None) -> tuple[list[Job], MlflowRun]:
-    """Rank 0. Check the run, the sets and the checkpoints; open its MLflow run again."""
+def _prepare(
+    folder: RunFolder, checkpoints: Sequence[str] | None, places: Sequence[str] | None, rerank: Rerank | None
+) -> tuple[list[Job], MlflowRun]:
+    """Rank 0. Check the run, the sets and the checkpoints; open its MLflow run again. ``rerank`` stands in for the recipe's."""
     import torch
 
     from vmreid.data.sets import evaluation_set
     from vmreid.errors import UserError
     from vmreid.evaluation.evaluate import EvaluationPlan, load_model
+    from vmreid.evaluation.rerank import check_settings
     from vmreid.kernels import choose_backend
     from vmreid.models import scans_maps
     from vmreid.tracking import MlflowRun
 
     recipe = folder.recipe()
+    if rerank:
+        recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"rerank": rerank})})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backend, _ = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))
     wanted: Sequence[str | None] = checkpoints or [None]
@@ -83,6 +90,10 @@ def _prepare(folder: RunFolder, checkpoints: Sequence[str] | None, places: Seque
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"--data: {names.count(name)} sets are called {name}, so their results would be; give one at a time")
+    if recipe.evaluation.rerank:
+        for each in sets:
+            rows = sum(each.manifest.splits[side].pictures for side in ("query", "gallery"))
+            check_settings(recipe.evaluation.rerank, rows, recipe.evaluation.protocol)
     features = folder.features if recipe.evaluation.keep_features else None
     jobs = []
     for checkpoint in chosen:
@@ -133,11 +144,13 @@ def _table(backbone: str, metrics: dict[str, Any]) -> tuple[tuple[str, ...], lis
     directions = _directions(metrics)
     behind = {key: f", {names[key]}" if len(directions) > 1 else "" for key in directions}
     headings = ("", *(f"{score}{text}" for text in behind.values() for score in ("mAP", "Rank-1")))
-    rows = []
-    for name in (backbone, *metrics["baselines"]):
-        scores = [each if name == backbone else each["baselines"][name] for each in directions.values()]
-        rows.append((name, *(f"{each[key]:.3f}" for each in scores for key in ("mAP", "rank1"))))
-    return headings, rows
+    named = {backbone: list(directions.values())}
+    if "reranked" in metrics:
+        named[f"{backbone}, re-ranked"] = [each["reranked"] for each in directions.values()]
+    named |= {floor: [each["baselines"][floor] for each in directions.values()] for floor in metrics["baselines"]}
+    return headings, [
+        (name, *(f"{each[key]:.3f}" for each in scores for key in ("mAP", "rank1"))) for name, scores in named.items()
+    ]
 
 
 def _uncertainty(metrics: dict[str, Any]) -> str:
@@ -165,11 +178,9 @@ def _named_for_mlflow(metrics: dict[str, Any]) -> dict[str, float]:
     """What stands before a slash is a group on MLflow's page. The floors, which no training moves, are in the description."""
     from vmreid.evaluation.directions import SCORES
 
-    return {
-        f"{direction}/{key}" if direction else key: scores[key]
-        for direction, scores in _directions(metrics).items()
-        for key in SCORES
-    }
+    groups = _directions(metrics)
+    groups |= {f"{name} reranked".strip(): each["reranked"] for name, each in groups.items() if "reranked" in each}
+    return {f"{group}/{key}" if group else key: scores[key] for group, scores in groups.items() for key in SCORES}
 
 
 def _draw(job: Job, found: Evaluation, tracker: MlflowRun) -> None:

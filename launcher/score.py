@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from launcher.rerank_option import add_rerank_option
 from vmreid.command import Parser, above_0, check_out_file, run
 from vmreid.errors import UserError
 
@@ -48,15 +49,18 @@ def main(words: Sequence[str]) -> None:
         help=f"taken beyond the features; default: {MEMORY_GIB:g}",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.json", help="where to write the scores")
+    add_rerank_option(parser, "none")
     options = parser.parse_args(words)
 
     import torch
 
     from vmreid.distributed import place_from_environment, start_process_group, stop_process_group
     from vmreid.evaluation.ledger import ledger
+    from vmreid.evaluation.protocol import summarise
     from vmreid.evaluation.protocols import scores_by
     from vmreid.evaluation.query_scores import QueryScores
     from vmreid.evaluation.ranking import rank_queries
+    from vmreid.evaluation.rerank import check_settings, rerank
     from vmreid.run_folder import write_atomically
 
     place = place_from_environment()
@@ -68,23 +72,30 @@ def main(words: Sequence[str]) -> None:
     start_process_group(place)
     if place.rank:
         query, gallery = _load(options.features)
+    if options.rerank:
+        check_settings(options.rerank, len(query) + len(gallery), options.protocol)
     index = torch.arange(len(gallery)).tensor_split(place.world)[place.rank]
-    given = (query, gallery[index], index, options.metric, place.device, options.memory_gib)
-    ranks = rank_queries(*given)
-    scores = scores_by(options.protocol, ranks, *given)
+    sides, where = (query, gallery[index], index, options.metric), (place.device, options.memory_gib)
+    ranks = rank_queries(*sides, *where)
+    scores, reranked = scores_by(options.protocol, ranks, *sides, *where), {}
+    if options.rerank:
+        again = rank_queries(*sides, *where, rerank(*sides, options.rerank, place.device))
+        values = options.rerank.protocol()
+        reranked = {"reranked": {**summarise(again), "protocol": values, "per_query": _per_query(again)}}
     conditions = {} if place.rank else _conditions(options.features, query, gallery)
     protocol = ledger(query, scores, gallery[index], options.metric, options.protocol, conditions)
     if place.rank == 0:
-        report = {"metric": options.metric, **scores, "protocol": protocol}
+        report = {"metric": options.metric, **scores, "protocol": protocol, **reranked}
         if "spread" not in scores:  # over draws no query stays the same
             report |= {"intervals": QueryScores.of(query, ranks, {}).intervals(), "per_query": _per_query(ranks)}
         write_atomically(options.out, json.dumps(report, allow_nan=False) + "\n")
         print(
-            f"mAP {scores['mAP']:.4f}  mINP {scores['mINP']:.4f}  rank1 {scores['rank1']:.4f}  "
-            f"rank5 {scores['rank5']:.4f}  rank10 {scores['rank10']:.4f}  ({options.metric}, "
-            f"{scores['queries']} queries, {scores['invalid_queries']} of them invalid, {scores['gallery']} gallery "
-            f"items) → {options.out}"
+            f"{_in_words(scores)}  ({options.metric}, {scores['queries']} queries, {scores['invalid_queries']} of them invalid, "
+            f"{scores['gallery']} gallery items) → {options.out}"
         )
+        if reranked:
+            stated = ", ".join(f"{name} {value}" for name, value in values.items())
+            print(f"{_in_words(reranked['reranked'])}  (re-ranked: {stated})")
     stop_process_group()
 
 
@@ -146,6 +157,10 @@ def _conditions(path: Path, query: Features, gallery: Features) -> dict[str, Any
     for values in (query.pids, query.camids, gallery.pids, gallery.camids):
         ids.update(values.numpy().astype("<i8").tobytes())
     return {"ids_sha256": ids.hexdigest(), "features_sha256": sha256_of(path)}
+
+
+def _in_words(scores: dict[str, Any]) -> str:
+    return "  ".join(f"{key} {scores[key]:.4f}" for key in ("mAP", "mINP", "rank1", "rank5", "rank10"))
 
 
 def _per_query(ranks: QueryRanks) -> dict[str, list[Any]]:

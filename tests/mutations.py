@@ -49,6 +49,9 @@ UNFINISHED = "shards/unfinished.py"
 RANKING, PROTOCOL, FLOORS = "vmreid/evaluation/ranking.py", "vmreid/evaluation/protocol.py", "vmreid/evaluation/baselines.py"
 COUNTING, SCREEN, WINDOWS = (f"vmreid/evaluation/{name}.py" for name in ("counting", "screen", "windows"))
 PROTOCOLS = "vmreid/evaluation/protocols.py"
+NEAREST_K, K_RECIPROCAL, JACCARD, REORDER, RERANK = (
+    f"vmreid/evaluation/{name}.py" for name in ("nearest_k", "k_reciprocal", "jaccard", "reorder", "rerank")
+)
 EVALUATE, EXTRACT = "vmreid/evaluation/evaluate.py", "vmreid/evaluation/extraction.py"
 DIRECTIONS = "vmreid/evaluation/directions.py"
 LEDGER, UNCERTAINTY = "vmreid/evaluation/ledger.py", "vmreid/evaluation/uncertainty.py"
@@ -81,6 +84,8 @@ TEST_LEDGER = "tests/launcher/test_score.py::test_the_ledger_says_what_was_score
 TEST_UNCERTAINTY, TEST_HISTOGRAM = "tests/evaluation/test_uncertainty.py", "tests/evaluation/test_histogram.py"
 TEST_PROTOCOLS = "tests/evaluation/test_protocols.py"
 TEST_FINE = "tests/evaluation/test_ranking.py::test_equals_single_pairs_where_float32_fails"
+TEST_RERANK = "tests/evaluation/test_rerank.py"
+TEST_DENSE = f"{TEST_RERANK}::test_equals_the_dense_method"
 TEST_FLOORS = "tests/evaluation/test_baselines.py"
 TEST_EVALUATE = "tests/evaluation/test_evaluate.py"
 TEST_SCHEDULE = "tests/optim/test_optim.py"
@@ -198,6 +203,29 @@ FAULTS = (
           "torch.full_like(side.pids, n)", "torch.full_like(side.pids, 0 * n)", TEST_PROTOCOLS),
     Fault("open set: a threshold may accept one wrong pair more", PROTOCOLS,
           "accepted_RS <= allowed_R.unsqueeze(1)", "accepted_RS <= 1 + allowed_R.unsqueeze(1)", TEST_PROTOCOLS),
+    Fault("re-ranking: what the screen may be wrong about is not measured", NEAREST_K,
+          "distance_RK[:, -1] + bound_R", "distance_RK[:, -1] - bound_R", f"{TEST_RERANK}::test_tiles_and_screen_do_not_matter"),
+    Fault("re-ranking: equally near rows in any order", NEAREST_K,
+          "order_RA = number_RA.argsort(dim=1)", "order_RA = number_RA.argsort(dim=1, descending=True)", TEST_DENSE),
+    Fault("re-ranking: the farthest by the screen alone", NEAREST_K,
+          "low_R = torch.maximum(farthest_R - bound_R, top_R - 2 * bound_R)", "low_R = top_R",
+          f"{TEST_RERANK}::test_tiles_and_screen_do_not_matter"),
+    Fault("re-ranking: neighbours need not be mutual", K_RECIPROCAL,
+          "== rows[:, None, None]).any(dim=2)", ">= 0).any(dim=2)", TEST_DENSE),
+    Fault("re-ranking: a member's set is taken whatever it shares", K_RECIPROCAL,
+          "3 * common_RKH.sum(dim=2) > 2 *", "3 * common_RKH.sum(dim=2) > 0 *", TEST_DENSE),
+    Fault("re-ranking: a member's set is of the k1 nearest, not half of them", K_RECIPROCAL,
+          "half = round((count - 1) / 2) + 1", "half = count", TEST_DENSE),
+    Fault("re-ranking: vectors are not averaged over the k2 nearest", RERANK,
+          "if settings.k2 > 1 else", "if settings.k2 > 99 else", TEST_DENSE),
+    Fault("re-ranking: lambda weighs the Jaccard distance", JACCARD,
+          "jaccard * (1 - weight) + share * weight", "jaccard * weight + share * (1 - weight)", TEST_DENSE),
+    Fault("re-ranking: what is moved counts at its old place too", REORDER,
+          "after.long() - before.long()", "after.long()", TEST_DENSE),
+    Fault("re-ranking: only this rank's positives share columns with the query", REORDER,
+          "pairs = concatenate_over_ranks(torch.stack([q * items + self.gallery.index[item], overlap], dim=1))",
+          "pairs = torch.stack([q * items + self.gallery.index[item], overlap], dim=1)",
+          f"{TEST_RERANK}::test_the_same_on_any_ranks"),
     Fault("chance: mAP as m / n", FLOORS,
           "ap = (harmonic + (m - 1) / (n - 1).clamp_min(1) * (n - harmonic)) / n", "ap = m / n", TEST_FLOORS),
     Fault("chance: gallery pictures of the query's camera count as candidates", DIRECTIONS,

@@ -8,7 +8,7 @@ import io
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from vmreid.distributed import Place, rank, world_size
 from vmreid.engine.prepare import Plan, prepare
 from vmreid.engine.trainer import StepLogger, Trainer
 from vmreid.recipes import find_recipe, load_recipe
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 SMALL = {
     "VIT-S": ["model.dim=48", "model.depth=2", "model.heads=3"],
@@ -87,6 +90,15 @@ def command_on_ranks(module: str, words: list[str], folder: Path) -> str:
     with contextlib.redirect_stdout(printed):
         importlib.import_module(module).main(words)
     return printed.getvalue()
+
+
+def runs_of(project: Path) -> list[Run]:
+    """What MLflow holds of the runs below ``project``."""
+    import mlflow
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project / 'runs/mlflow.db'}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "vmreid"]
+    return client.search_runs([experiment.experiment_id])
 
 
 def set_words(*settings: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import oracle
@@ -11,9 +12,10 @@ from pool import Pool
 
 from vmreid.distributed import rank, world_size
 from vmreid.evaluation.baselines import chance
-from vmreid.evaluation.directions import direction, mean
+from vmreid.evaluation.directions import Direction, direction, mean
 from vmreid.evaluation.extraction import Extracted
 from vmreid.evaluation.features import Features
+from vmreid.recipes.schema import Protocol
 
 
 def side(number: int, seed: int, lowest_pid: int) -> Features:
@@ -63,6 +65,22 @@ def test_each_direction_equals_the_plain_loop_however_the_sides_are_spread(ranks
     forward, reverse = results[0]
     assert (forward["queries"], forward["gallery"], reverse["queries"], reverse["gallery"]) == (7, 26, 26, 7)
     assert reverse["invalid_queries"] >= int((GALLERY.pids == -1).sum())
+
+
+def without_cameras(protocol: Protocol) -> Direction:
+    query, gallery = (own_part(replace(side, camids=torch.zeros_like(side.camids)), 1) for side in (QUERY, GALLERY))
+    return direction(query, gallery, "cosine", protocol)
+
+
+def test_drawn_galleries_need_no_cameras_and_give_no_query_a_score_of_its_own() -> None:
+    found = without_cameras("vehicleid")
+    metrics, galleries = found.metrics(), len(set(GALLERY.pids.tolist()) | set(QUERY.pids.tolist())) - 1
+    assert metrics["gallery"] == galleries
+    assert metrics["baselines"]["chance"]["rank1"] == pytest.approx(1 / galleries)
+    assert metrics["baselines"]["chance"]["mAP"] == pytest.approx(sum(1 / rank for rank in range(1, galleries + 1)) / galleries)
+    assert metrics["spread"]["mAP"] > 0
+    assert not {"intervals", "breakdown"} & metrics.keys()
+    assert found.precisions == {}
 
 
 def test_the_mean_lies_half_way(ranks: Pool) -> None:

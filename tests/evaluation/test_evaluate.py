@@ -14,6 +14,7 @@ import oracle
 import pytest
 import safetensors.torch
 import torch
+from dense_rerank import final_distances, ranks_by_sorting
 from PIL import Image
 from pool import Pool
 from tiny import plan_run, write_set
@@ -28,9 +29,11 @@ from vmreid.distributed import Place, rank, world_size
 from vmreid.evaluation.baselines import chance, colour_histogram
 from vmreid.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate, features_by
 from vmreid.evaluation.extraction import FeatureFunction
+from vmreid.evaluation.features import Features
 from vmreid.evaluation.histogram import BINS
 from vmreid.evaluation.query_scores import QueryScores
 from vmreid.models import ReIDModel, build_backbone
+from vmreid.recipes.schema import Rerank
 from vmreid.run_folder import WEIGHTS
 
 CLASSES = 5
@@ -108,6 +111,24 @@ def test_scores_and_floors_are_those_of_the_plain_protocol(plan: EvaluationPlan,
         assert found["baselines"]["chance"] == pytest.approx(chance_by_hand(plan), abs=1e-12)
 
 
+@pytest.mark.parametrize("world", [1, 3])
+def test_reranked_scores_are_those_of_the_dense_method(plan: EvaluationPlan, ranks: Pool, world: int) -> None:
+    trained = model_from(0, plan)
+    trained.load_state_dict(safetensors.torch.load_file(plan.checkpoint / WEIGHTS))
+    sides = [side_by_hand(plan, name, trained) for name in ("query", "gallery")]
+    metric = plan.recipe.evaluation.metric
+    final_QG = final_distances(*(np.array(side["features"]) for side in sides), metric, k1=5, k2=2, share=0.3)
+    query, gallery = (Features(*(torch.tensor(side[key]) for key in ("features", "pids", "camids"))) for side in sides)
+    wanted = oracle.scores(ranks_by_sorting(final_QG, query, gallery, metric))
+    evaluation = plan.recipe.evaluation.model_copy(update={"rerank": Rerank(k1=5, k2=2)})
+    asked = replace(plan, recipe=plan.recipe.model_copy(update={"evaluation": evaluation}))
+    for found in ranks.run(world, evaluate_here, asked):
+        reranked = found["reranked"]
+        assert (reranked["mAP"], reranked["mINP"]) == pytest.approx((wanted["mAP"], wanted["mINP"]), abs=1e-12)
+        assert reranked["cmc"] == pytest.approx(wanted["cmc"])
+        assert reranked["mAP"] != found["mAP"]
+
+
 def test_views_and_types_come_from_the_shards_to_each_query(ranks: Pool, tmp_path: Path) -> None:
     """A set whose pictures state them, each its own; on one rank and on three, of which one or two have no picture."""
 
@@ -168,6 +189,15 @@ def test_flip_scores_the_mean_of_a_picture_and_its_mirror_image(plan: Evaluation
     metrics = on_ranks(plan, ranks, flip=True).metrics
     assert (metrics["mAP"], metrics["mINP"]) == pytest.approx((wanted["mAP"], wanted["mINP"]), abs=1e-12)
     assert (metrics["protocol"]["flip"], metrics["protocol"]["precision"]) == (True, "fp32")
+
+
+def test_over_drawn_galleries_no_query_has_a_score_of_its_own(plan: EvaluationPlan, ranks: Pool) -> None:
+    found = on_ranks(plan, ranks, protocol="vehicleid")
+    assert (found.queries, found.precisions, found.examples) == (None, {}, [])
+    assert found.metrics["spread"].keys() == {"mAP", "mINP", "rank1", "rank5", "rank10"}
+    ledger = found.metrics["protocol"]
+    assert (ledger["rule"], ledger["excluded"]) == ("vehicleid", "junk (pid -1)")
+    assert "per_query" not in ledger
 
 
 def test_the_backbone_runs_under_autocast_where_the_recipe_asks_for_bf16(plan: EvaluationPlan, ranks: Pool) -> None:

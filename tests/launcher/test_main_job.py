@@ -5,31 +5,22 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from mlflow.entities import Run
 from PIL import Image
-from tiny import SMALL, command_on_ranks, read_json_lines, set_words, write_set
+from tiny import SMALL, command_on_ranks, read_json_lines, runs_of, set_words, write_set
 
 from launcher import evaluate
-from shards.sources import image_folder
-from shards.writer import write_shards
 from vmreid.data.manifest import read_index, read_manifest
 from vmreid.errors import UserError
 from vmreid.evaluation.query_scores import QueryScores
-from vmreid.models import build_backbone
 from vmreid.precision import computes_bf16
-from vmreid.recipes.schema import Model
-from vmreid.run_folder import RunFolder
 from vmreid.versions import commit
 
 BACKBONES = ("VIT-S", "MAMBA-V2")
@@ -59,12 +50,6 @@ def project(ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     printed = ranks.run(1, command_on_ranks, "launcher.compare", [*runs, "--out", "runs/report"], folder)[0]
     (folder / "printed").write_text(printed)
     return folder
-
-
-def runs_of(project: Path) -> list[Run]:
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project / 'runs/mlflow.db'}")
-    (experiment,) = [found for found in client.search_experiments() if found.name == "vmreid"]
-    return client.search_runs([experiment.experiment_id])
 
 
 def test_a_run_holds_what_the_contract_says(project):
@@ -215,6 +200,53 @@ def test_scores_do_not_depend_on_the_ranks_that_evaluate(project, ranks):
     assert after == before
 
 
+def test_reranked_scores_stand_beside_the_plain_ones(project, ranks):
+    """Of both directions; the recipe asks for none, so the option does."""
+    before = json.loads((project / "runs/VIT-S/metrics.json").read_text())
+    words = ["--run", "runs/VIT-S", "--rerank", "5,2,0.3"]
+    table = ranks.run(3, command_on_ranks, "launcher.evaluate", words, project)[0]
+    metrics = json.loads((project / "runs/VIT-S/metrics.json").read_text())
+    reranked = {name: scores.pop("reranked") for name, scores in (("", metrics), *((n, metrics[n]) for n in ("reverse", "mean")))}
+    assert metrics == before
+    assert reranked[""].keys() == metrics.keys() - {"intervals", "breakdown", "baselines", "reverse", "mean"}
+    for name in ("", "reverse"):
+        assert reranked[name]["protocol"] == {"k1": 5, "k2": 2, "lambda": 0.3}
+        assert reranked[name]["mAP"] != (metrics[name] if name else metrics)["mAP"]
+    assert reranked["mean"]["mAP"] == (reranked[""]["mAP"] + reranked["reverse"]["mAP"]) / 2
+    (line,) = [line.split() for line in table.splitlines() if line.startswith("VIT-S, re-ranked")]
+    assert line[2:] == [f"{reranked[name][key]:.3f}" for name in reranked for key in ("mAP", "rank1")]
+    run_id = json.loads((project / "runs/VIT-S/mlflow.json").read_text())["run_id"]
+    (run,) = [run for run in runs_of(project) if run.info.run_id == run_id]
+    logged = [run.data.metrics[f"{name}/mAP"] for name in ("reranked", "reverse reranked", "mean reranked")]
+    assert logged == [scores["mAP"] for scores in reranked.values()]
+
+
+def test_a_recipe_may_ask_for_re_ranking_later(project, ranks):
+    shutil.copytree(project / "runs/VIT-S", project / "later/VIT-S")
+    (project / "later/VIT-S/mlflow.json").unlink()  # the other run keeps its own
+    words = ["--out", "later/VIT-S", "--resume", "auto", "--set", "evaluation.rerank.k1=8"]
+    ranks.run(2, command_on_ranks, "launcher.train", words, project)
+    ranks.run(2, command_on_ranks, "launcher.evaluate", ["--run", "later/VIT-S"], project)
+    metrics = json.loads((project / "later/VIT-S/metrics.json").read_text())
+    assert metrics["reranked"]["protocol"] == {"k1": 8, "k2": 6, "lambda": 0.3}
+    with pytest.raises(UserError, match="k1 = 24 needs more than 24 queries and gallery items, here are 24; give a smaller k1"):
+        ranks.run(1, command_on_ranks, "launcher.evaluate", ["--run", "later/VIT-S", "--rerank", "24,6,0.3"], project)
+
+
+def test_a_recipe_may_ask_for_drawn_galleries_later(project, ranks):
+    shutil.copytree(
+        project / "runs/VIT-S", project / "drawn/VIT-S", ignore=shutil.ignore_patterns("mlflow.json", "pictures", "queries.npz")
+    )
+    words = ["--out", "drawn/VIT-S", "--resume", "auto", "--set", "evaluation.protocol=vehicleid"]
+    ranks.run(2, command_on_ranks, "launcher.train", words, project)
+    table = ranks.run(2, command_on_ranks, "launcher.evaluate", ["--run", "drawn/VIT-S"], project)[0]
+    spread = json.loads((project / "drawn/VIT-S/metrics.json").read_text())["spread"]
+    assert f"standard deviation over drawn galleries: mAP {spread['mAP']:.3f}, Rank-1 {spread['rank1']:.3f}\n" in table
+    assert not (project / "drawn/VIT-S/queries.npz").exists()
+    drawn = {path.name for path in (project / "drawn/VIT-S/pictures").glob("*")} - {"data.png"}
+    assert drawn == {"cmc.png", "distances.png", "curves.json"}
+
+
 def test_several_checkpoints_are_evaluated_on_several_sets(project, ranks, tmp_path):
     """Each pair has its files and its metrics in MLflow; the run's own stay."""
     write_set(tmp_path / "set ü")
@@ -338,51 +370,3 @@ def test_a_checkpoint_of_another_architecture_is_refused(project, call, tmp_path
     status, printed, line = call(evaluate.main, "--run", tmp_path)
     assert (status, printed) == (2, "")
     assert "is of another architecture than VIT-S" in line
-
-
-def test_a_picture_that_does_not_decode_ends_the_job_by_name(ranks, tmp_path):
-    for identity in range(12):
-        for camera in (1, 2):
-            path = tmp_path / f"crops/{identity:02d}/{identity:02d}_c{camera}_0.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (32, 64), (identity * 20, 100, camera * 50)).save(path)
-    (tmp_path / "crops/03/03_c2_0.jpg").write_bytes(b"no picture")
-    write_shards(image_folder(tmp_path / "crops"), tmp_path / "data", {"name": "image_folder"})
-    words = ["--recipe", "demo", "--data", "data", "--out", "runs/run", *set_words(*SMALL["VIT-S"])]
-    with pytest.raises(UserError, match=r"train-\d+.tar picture 0000000\d: does not decode.*shards.verify") as caught:
-        ranks.run(2, command_on_ranks, "launcher.train", words, tmp_path)
-    assert "\n" not in str(caught.value)
-    (run,) = runs_of(tmp_path)
-    assert run.info.status == "FAILED"
-
-
-def test_a_full_disk_while_saving_names_the_checkpoint_and_the_way_out(ranks, tmp_path):
-    write_set(tmp_path / "data")
-    (tmp_path / "small").mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(tmp_path / "small")]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    words = ["--recipe", "demo", "--data", "data", "--out", "small/run", *set_words(*SMALL["VIT-S"])]
-    try:
-        with pytest.raises(UserError, match=r"step-000001: not written .*free some space; --resume auto goes on from the start"):
-            ranks.run(1, command_on_ranks, "launcher.train", words, tmp_path)
-    finally:
-        ranks.run(1, os.chdir, "/")
-        subprocess.run(["umount", "--lazy", str(tmp_path / "small")], check=True)
-
-
-def test_a_run_from_published_weights_says_so_and_is_evaluated_without_their_file(ranks, tmp_path):
-    write_set(tmp_path / "data")
-    model = Model(backbone="VIT-S", dim=48, depth=2, heads=3)
-    torch.manual_seed(5)
-    published = build_backbone(model, (64, 32), "torch").vit.state_dict()
-    torch.save(published, tmp_path / "published.pth")
-    words = ["--recipe", "demo", "--data", "data", "--out", "runs/run", "--lr", "1e-30", *set_words(*SMALL["VIT-S"])]
-    ranks.run(1, command_on_ranks, "launcher.train", [*words, "--set", "model.weights=published.pth"], tmp_path)
-    trained = safetensors.torch.load_file(RunFolder(tmp_path / "runs/run").latest() / "weights.safetensors")
-    assert torch.equal(trained["backbone.vit.blocks.0.attn.qkv.weight"], published["blocks.0.attn.qkv.weight"])
-    (run,) = runs_of(tmp_path)
-    assert run.data.params["weights"].startswith(f"{len(published)} tensors from published.pth")
-    (tmp_path / "published.pth").unlink()
-    ranks.run(1, command_on_ranks, "launcher.evaluate", ["--run", "runs/run"], tmp_path)
-    assert (tmp_path / "runs/run/metrics.json").is_file()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -19,8 +18,7 @@ import torch
 from pool import Pool
 
 from launcher import score
-from vmreid import command
-from vmreid.command import Parser, run
+from vmreid.command import run
 from vmreid.distributed import rank, sum_over_ranks
 from vmreid.errors import UserError
 from vmreid.versions import commit
@@ -111,6 +109,25 @@ def test_writes_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features.npz", "scores.json"]
 
 
+def test_reranked_scores_stand_beside_the_plain_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features, texts = write(tmp_path, small_case()), []
+    for words in ([], ["--rerank"], ["--rerank", "10,3,0"]):
+        out = tmp_path / f"{len(texts)}.json"
+        status, said, _ = call(monkeypatch, capsys, features, "--metric", "cosine", "--out", out, *words)
+        assert (status, said.count("\n")) == (0, 1 + bool(words))
+        texts.append(json.loads(out.read_text()))
+    plain, published, own = texts
+    for scores, protocol in ((published, {"k1": 20, "k2": 6, "lambda": 0.3}), (own, {"k1": 10, "k2": 3, "lambda": 0.0})):
+        reranked = scores.pop("reranked")
+        assert scores == plain
+        assert reranked.pop("protocol") == protocol
+        assert reranked.keys() == plain.keys() - {"metric", "protocol", "intervals"}
+        assert reranked["mAP"] != plain["mAP"]
+    assert "(re-ranked: k1 10, k2 3, lambda 0.0)" in said
+
+
 def test_the_ledger_says_what_was_scored(ranks: Pool, tmp_path: Path) -> None:
     """Other features of the same pictures have the same ids and another file; on 3 ranks as on one."""
     case, ledgers = small_case(), []
@@ -142,7 +159,8 @@ def test_ranks_write_the_same_file(ranks: Pool, tmp_path: Path, metric: str) -> 
     texts = set()
     for world in (1, 2, 3, 4):
         out = tmp_path / f"{world}.json"
-        assert ranks.run(world, score_on_ranks, [str(features), "--metric", metric, "--out", str(out)]) == [""] * world
+        words = [str(features), "--metric", metric, "--out", str(out), "--rerank"]
+        assert ranks.run(world, score_on_ranks, words) == [""] * world
         texts.add(out.read_text())
     assert len(texts) == 1
 
@@ -279,6 +297,14 @@ def test_refuses_a_broken_file(
         (["--metric", "cosine"], "required: --out"),
         (["--metric", "cosine", "--out", "x.json", "--protocol", "duke"], "invalid choice: 'duke'"),
         (["--metric", "cosine", "--out", "x.json", "--memory_gib", "0"], "'0': must be a number above 0"),
+        (["--metric", "cosine", "--out", "x.json", "--rerank", "20,6"], "'20,6': must be K1,K2,LAMBDA with 1 <= K2 <= K1"),
+        (["--metric", "cosine", "--out", "x.json", "--rerank", "20,21,0.3"], "'20,21,0.3': must be K1,K2,LAMBDA"),
+        (["--metric", "cosine", "--out", "x.json", "--rerank", "20,6,nan"], "'20,6,nan': must be K1,K2,LAMBDA"),
+        (
+            ["--metric", "cosine", "--out", "x.json", "--rerank", "47,6,0.3"],
+            "needs more than 47 queries and",
+        ),
+        (["--metric", "cosine", "--out", "x.json", "--protocol", "vehicleid", "--rerank"], "re-ranks no drawn galleries"),
     ],
 )
 def test_refuses_wrong_arguments(
@@ -326,68 +352,3 @@ def test_ranks_tell_an_error_once(tmp_path: Path) -> None:
     said, complaints = ("".join(texts) for texts in zip(*outputs, strict=True))
     lines = [line for line in complaints.splitlines() if "error: " in line]
     assert (said, len(lines), out.exists()) == ("", 1, False)
-
-
-def ending(monkeypatch: pytest.MonkeyPatch, error: BaseException, *words: str, number: str = "0") -> int:
-    """Status of a command that raises."""
-
-    def main(_: Sequence[str]) -> None:
-        raise error
-
-    monkeypatch.setattr(sys, "argv", ["command", *words])
-    monkeypatch.setattr(command, "SECONDS_FOR_THE_FIRST", 0.0)
-    monkeypatch.setenv("RANK", number)
-    with pytest.raises(SystemExit) as ended:
-        run(main)
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "line"),
-    [
-        (UserError("two\nlines"), 2, "error: two lines\n"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
-        (
-            OSError(errno.ENOSPC, "No space left on device", "/d/f"),
-            2,
-            "error: /d/f: No space left on device; free some",
-        ),
-        (OSError(errno.EROFS, "Read-only file system", "/d"), 2, "error: /d: Read-only file system; choose a place"),
-        (PermissionError(errno.EACCES, "Permission denied", "/d"), 2, "error: /d: Permission denied; change its"),
-    ],
-)
-def test_endings_in_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: BaseException,
-    status: int,
-    line: str,
-) -> None:
-    assert ending(monkeypatch, error) == status
-    complaint = capsys.readouterr().err
-    assert complaint.startswith(line)
-    assert complaint.count("\n") == 1
-
-
-def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ending(monkeypatch, UserError("wrong"), "--debug") == 2
-    complaint = capsys.readouterr().err
-    assert complaint.startswith("Traceback")
-    assert complaint.endswith("error: wrong\n")
-
-
-def test_a_fault_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ending(monkeypatch, ZeroDivisionError("ours")) == 1
-    complaint = capsys.readouterr().err
-    assert "Traceback" in complaint
-    assert "ZeroDivisionError: ours" in complaint
-
-
-def test_wrong_arguments_are_told_by_rank_0_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError) as usage:
-        Parser(prog="command").parse_args(["--nothing"])
-    assert ending(monkeypatch, usage.value, number="1") == 2
-    assert capsys.readouterr().err == ""
-    assert ending(monkeypatch, UserError("this node only"), number="1") == 2
-    assert capsys.readouterr().err == "[rank 1] error: this node only\n"

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from vmreid.errors import UserError
 from vmreid.recipes import Recipe, dump_recipe, load_recipe, recipe_names
 from vmreid.recipes.load import FOLDER
+from vmreid.recipes.schema import Rerank
 
 Flags = dict[str, tuple[str, str]]
 
@@ -50,7 +51,7 @@ def test_note() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_dumped_and_read_again_is_equal(name: str, tmp_path: Path) -> None:
-    recipe = with_set("optim.lr=1e-5", "loss.triplet_margin=null", "model.weights=null", recipe=name)
+    recipe = with_set("optim.lr=1e-5", "loss.triplet_margin=null", "evaluation.rerank={k2: 3}", recipe=name)
     assert with_set(recipe=write(tmp_path / "again.yaml", dump_recipe(recipe))) == recipe
 
 
@@ -80,6 +81,10 @@ def test_frozen() -> None:
         ("model.weights=123", "123"),
         ("model.weights=1e-4", "1e-4"),
         ("data.shards=2024-01-01", "2024-01-01"),
+        ("evaluation.rerank={}", Rerank(k1=20, k2=6, lambda_value=0.3)),
+        ("evaluation.rerank={k1: 30, lambda_value: 0.1}", Rerank(k1=30, k2=6, lambda_value=0.1)),
+        ("evaluation.rerank.k1=30", 30),
+        ("evaluation.rerank=null", None),
     ],
 )
 def test_set(assignment: str, value: Any) -> None:
@@ -123,6 +128,11 @@ def test_later_values_win() -> None:
         ("optim=1", "optim must be a section"),
         ("data=null", "data must be a section"),
         ("optim={name: sgd}", "optim.lr is missing"),
+        ("evaluation.rerank=true", "evaluation.rerank must be a section with keys of its own"),
+        ("evaluation.rerank={k1: 0}", "evaluation.rerank.k1 must be greater than 0"),
+        ("evaluation.rerank={k1: 501}", "evaluation.rerank.k1 must be less than or equal to 500"),
+        ("evaluation.rerank={k2: 21}", "evaluation.rerank.k2 21 must be at most evaluation.rerank.k1 = 20"),
+        ("evaluation.rerank.lambda_value=1.5", "evaluation.rerank.lambda_value must be less than or equal to 1"),
     ],
 )
 def test_wrong_values(assignment: str, told: str) -> None:
@@ -161,6 +171,7 @@ def test_batch_is_p_times_k(assignments: tuple[str, ...], flags: Flags | None, t
         ("optim.lr.x=1", "optim.lr has no keys below"),
         ("data.image_size.height=1", "data.image_size has no keys below"),
         ("=1", "unknown key"),
+        ("evaluation.rerank.lambda=1", "evaluation.rerank has k1, k2, lambda_value; did you mean lambda_value?"),
     ],
 )
 def test_unknown_keys(assignment: str, told: str) -> None:
@@ -212,6 +223,14 @@ def test_a_section_without_keys(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.yaml", NOTE.replace("loss: {label_smoothing: 0.1, triplet_margin: 0.3}", "loss:"))
     assert complaint(recipe=path) == f"{path}: loss = null: loss must be a section with keys of its own"
     assert "--set loss.triplet_margin" in complaint("loss.triplet_margin=1", recipe=path)
+
+
+def test_a_section_that_may_be_null_takes_values(tmp_path: Path) -> None:
+    null, unknown = (NOTE.replace("{metric: cosine,", f"{{rerank: {value}, metric: cosine,") for value in ("null", "{lambda: 0}"))
+    assert with_set("evaluation.rerank.k2=3", recipe=write(tmp_path / "a.yaml", null)).evaluation.rerank == Rerank(k2=3)
+    text = complaint(recipe=write(tmp_path / "b.yaml", unknown))
+    assert "unknown key evaluation.rerank.lambda; evaluation.rerank has" in text
+    assert text.endswith("did you mean lambda_value?")
 
 
 def test_unknown_recipe() -> None:

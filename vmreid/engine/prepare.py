@@ -37,7 +37,13 @@ MAY_CHANGE_ON_RESUME = (
     "evaluation.precision",
     "evaluation.flip",
     "evaluation.keep_features",
+    "evaluation.protocol",
+    "evaluation.memory_gib",
     "evaluation.both_directions",
+    "evaluation.rerank",
+    "evaluation.rerank.k1",
+    "evaluation.rerank.k2",
+    "evaluation.rerank.lambda_value",
 )
 
 

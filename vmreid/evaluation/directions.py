@@ -14,11 +14,12 @@ from vmreid.evaluation.distances import Metric
 from vmreid.evaluation.extraction import Extracted
 from vmreid.evaluation.features import JUNK, Features
 from vmreid.evaluation.precision_recall import precision_by_recall
-from vmreid.evaluation.protocol import QueryRanks
+from vmreid.evaluation.protocol import QueryRanks, summarise
 from vmreid.evaluation.protocols import scores_by
 from vmreid.evaluation.query_scores import QueryScores
 from vmreid.evaluation.ranking import CPU, rank_queries
-from vmreid.recipes.schema import MEMORY_GIB, Protocol
+from vmreid.evaluation.rerank import rerank
+from vmreid.recipes.schema import MEMORY_GIB, Protocol, Rerank
 
 QUERIES = 64  # that are held against the gallery together: their pairs would fill the memory
 SCORES = ("mAP", "mINP", "rank1", "rank5", "rank10")
@@ -28,8 +29,9 @@ FLOOR_SCORES = ("mAP", "mINP", "rank1")
 @dataclass(frozen=True)
 class Direction:
     """The model's features of all queries, the ``kinds`` of those (``Extracted``) and their ``ranks``; by name the scores of
-    the ``model`` and of each floor, each with its ``cmc``, and by name what ``precision_by_recall`` gives, but for chance.
-    Where galleries are ``drawn``, ``ranks`` are not those of the scores, and there are no ``precisions``."""
+    the ``model``, of the model ``reranked`` where that was asked for, and of each floor, each with its ``cmc``, and by name
+    what ``precision_by_recall`` gives of the model and the floors, but for chance. Where galleries are ``drawn``, ``ranks`` are
+    not those of the scores, and there are no ``precisions``."""
 
     query: Features
     kinds: dict[str, torch.Tensor]
@@ -43,13 +45,15 @@ class Direction:
         return "spread" in self.scores["model"]
 
     def metrics(self) -> dict[str, Any]:
-        """The model's scores with intervals and by camera, view and type, and the floors' below ``baselines``."""
+        """The model's scores with intervals and by camera, view and type, the floors' below ``baselines``, and the re-ranked
+        ones below ``reranked``."""
         queries = self.query_scores()
         by_query = {} if self.drawn else {"intervals": queries.intervals(), "breakdown": queries.breakdown()}
-        floors = {name: scores for name, scores in self.scores.items() if name != "model"}
+        floors = {name: scores for name, scores in self.scores.items() if name not in ("model", "reranked")}
         return {
             **self.scores["model"],
             **by_query,
+            **{name: scores for name, scores in self.scores.items() if name == "reranked"},
             "baselines": {
                 name: {key: scores[key] for key in FLOOR_SCORES if key in scores}  # nobody knows chance's mINP
                 for name, scores in floors.items()
@@ -72,10 +76,12 @@ def direction(
     protocol: Protocol = "market1501",
     device: torch.device = CPU,
     memory_gib: float = MEMORY_GIB,
+    settings: Rerank | None = None,
 ) -> Direction:
     """All ranks. Score ``query`` against ``gallery``, both as they lie on the ranks, by each of their feature functions.
 
     ``protocol`` is that of ``scores_by``, ``device`` and ``memory_gib`` are those of ``rank_queries``.
+    ``settings``: re-rank the model's too.
     """
 
     def scored(name: str) -> tuple[Features, QueryRanks, dict[str, Any]]:
@@ -85,13 +91,21 @@ def direction(
         return whole, ranks, scores_by(protocol, ranks, whole, part.features, part.rows, metric, device, memory_gib)
 
     model, ranks, own = scored("model")
-    scores = {"model": own, "chance": _chance(model, gallery["model"].features)}
+    scores = {"model": own}
+    if settings:
+        sides = (model, gallery["model"].features, gallery["model"].rows, metric)
+        reranked = rank_queries(*sides, device, memory_gib, rerank(*sides, settings, device))
+        scores["reranked"] = {**summarise(reranked), "protocol": settings.protocol()}
+    drawn = "spread" in own
+    # a drawn gallery holds one picture of each query's identity
+    one_match = (torch.tensor([1]), torch.tensor([own["gallery"]]))
+    scores["chance"] = chance(*one_match) if drawn else _chance(model, gallery["model"].features)
     found = {"model": ranks}
     for name in query:  # a dict's order is the same on all ranks
         if name != "model":
             _, found[name], scores[name] = scored(name)
     kinds = {name: _in_order(query["model"], values) for name, values in query["model"].kinds.items()}
-    precisions = {} if "spread" in own else {name: precision_by_recall(each) for name, each in found.items()}
+    precisions = {} if drawn else {name: precision_by_recall(each) for name, each in found.items()}
     return Direction(model, kinds, ranks, scores, precisions)
 
 
@@ -111,7 +125,11 @@ def mean(forward: Mapping[str, Any], reverse: Mapping[str, Any]) -> dict[str, An
         name: {key: (value + reverse["baselines"][name][key]) / 2 for key, value in scores.items()}
         for name, scores in forward["baselines"].items()
     }
-    return {**{key: (forward[key] + reverse[key]) / 2 for key in SCORES}, "baselines": floors}
+    means = {key: (forward[key] + reverse[key]) / 2 for key in SCORES}
+    if "reranked" in forward:
+        pair = (forward["reranked"], reverse["reranked"])
+        means["reranked"] = {key: (pair[0][key] + pair[1][key]) / 2 for key in SCORES}
+    return {**means, "baselines": floors}
 
 
 def _chance(query: Features, gallery_part: Features) -> dict[str, Any]:

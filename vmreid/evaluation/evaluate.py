@@ -95,13 +95,13 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
     weights_sha256 = sha256_of(plan.checkpoint / WEIGHTS)
     cache = _cache(plan, weights_sha256, place) if plan.features else None
     query, gallery = (_extract_split(plan, split, functions, place, cache) for split in ("query", "gallery"))
-    metric = plan.recipe.evaluation.metric
-    rule = plan.recipe.evaluation.protocol
-    ranking = (metric, rule, place.device, plan.recipe.evaluation.memory_gib)
+    asked = plan.recipe.evaluation
+    metric, rule = asked.metric, asked.protocol
+    ranking = (metric, rule, place.device, asked.memory_gib, asked.rerank)
     forward = direction(query, gallery, *ranking)
     metrics, name = forward.metrics(), "query to gallery"
     curves, precisions = {name: forward.curves()}, {} if forward.drawn else {name: forward.precisions}
-    if plan.recipe.evaluation.both_directions:
+    if asked.both_directions:
         reverse = direction(gallery, query, *ranking)
         metrics |= {"reverse": reverse.metrics(), "mean": mean(metrics, reverse.metrics())}
         name = "gallery to query"
@@ -112,8 +112,8 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
     queries = None if forward.drawn else forward.query_scores().as_npz()
     conditions: dict[str, Any] = {
         "feature": "after BNNeck",
-        "precision": plan.recipe.evaluation.precision,
-        "flip": plan.recipe.evaluation.flip,
+        "precision": asked.precision,
+        "flip": asked.flip,
         "image_size": list(plan.recipe.data.image_size),
         "data_digest": plan.manifest.digest,
         "checkpoint": plan.checkpoint.name,

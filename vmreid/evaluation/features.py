@@ -28,6 +28,10 @@ class Features:
     def __getitem__(self, rows: torch.Tensor | slice) -> Features:
         return Features(self.features[rows], self.pids[rows], self.camids[rows])
 
+    def to(self, device: torch.device) -> Features:
+        """The same on ``device``."""
+        return Features(*(values.to(device) for values in vars(self).values()))
+
 
 def checked(query: Features, gallery_part: Features, gallery_index_part: torch.Tensor, metric: Metric) -> tuple[Rows, Rows]:
     """All ranks. Both sides' rows, ready for ``metric``.

@@ -18,6 +18,7 @@ from vmreid.evaluation.counting import Counter, Pairs, Part
 from vmreid.evaluation.distances import Metric, Rows, exact_distances, pairs_at_once
 from vmreid.evaluation.features import Features, checked
 from vmreid.evaluation.protocol import QueryRanks
+from vmreid.evaluation.reorder import Reranking
 from vmreid.evaluation.screen import plain_products
 from vmreid.evaluation.tiles import Tiles
 from vmreid.evaluation.windows import Targets
@@ -95,6 +96,7 @@ def rank_queries(
     metric: Metric,
     device: torch.device = CPU,
     memory_gib: float = MEMORY_GIB,
+    reranking: Reranking | None = None,
 ) -> QueryRanks:
     """All ranks. Rank every query's positives in the gallery whose parts lie on the ranks.
 
@@ -105,6 +107,7 @@ def rank_queries(
         metric: ``euclidean`` (squared, on the features as given) or ``cosine`` (1 - cosine), both in float64.
         device: where distances are taken; all that is given lies on the CPU.
         memory_gib: what is taken beyond the features given, about, whatever the gallery's size. The same on every rank.
+        reranking: what ``rerank`` made of the same arguments; None: rank by the metric itself.
 
     Returns:
         The same on every rank, bit for bit the same however the gallery is spread, whatever device computes in whatever memory.
@@ -116,8 +119,14 @@ def rank_queries(
     ranks: list[list[int]] = [[] for _ in range(len(query))]
     for block in search.blocks():
         targets = search.positives(block)
-        for tile, target, before_QP in zip(block.slices, targets, search.count(block, targets), strict=True):
-            rank_QP = before_QP + torch.arange(1, before_QP.shape[1] + 1)
+        changes = [torch.zeros_like(each.index_QP) for each in targets]
+        if reranking:
+            pairs = zip(block.slices, targets, strict=True)
+            moved = [reranking.reorder(block.rows[tile].to(device), each.distance_QP, each.index_QP) for tile, each in pairs]
+            targets, changes = [Targets(*places) for *places, _ in moved], [sum_over_ranks(change_QP) for *_, change_QP in moved]
+        counted = zip(block.slices, targets, search.count(block, targets), changes, strict=True)
+        for tile, target, before_QP, change_QP in counted:
+            rank_QP = before_QP + change_QP.cpu() + torch.arange(1, before_QP.shape[1] + 1)
             numbers = target.distance_QP.isfinite().sum(dim=1).tolist()
             for row, each, number in zip(block.rows[tile].tolist(), rank_QP.tolist(), numbers, strict=True):
                 ranks[row] = each[:number]

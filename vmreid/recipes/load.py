@@ -115,7 +115,9 @@ def _assign(values: dict[str, Any], key: str, text: str, flag: str, origins: dic
         if parent is leaf and depth == len(parents):
             break
         annotation = schema.model_fields[parent].annotation
-        schema = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+        schema = _section(annotation)
+        if schema is not annotation and section.get(parent) is None:
+            section[parent] = {}
         section = section.setdefault(parent, {})
         if schema and not isinstance(section, dict):
             raise UserError(f"{flag} {key}: {parent} = {section} is set already, and not to a mapping; leave out one of the two")
@@ -127,6 +129,14 @@ def _assign(values: dict[str, Any], key: str, text: str, flag: str, origins: dic
     several = isinstance(value, list) and key == "data.shards"
     section[leaf] = text if _takes_text(schema.model_fields[leaf].annotation) and value is not None and not several else value
     origins[key] = f"--set {key}={text}" if flag == "--set" else f"{flag} {text}"
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, also where it may be null; None where it holds a value."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def _takes_text(annotation: Any) -> bool:
@@ -142,7 +152,7 @@ def _explain(error: ValidationError, path: Path, origins: Mapping[str, str]) -> 
     if first["type"] == "extra_forbidden":
         section: Any = WeightedShards if parts[:2] == ["data", "shards"] else Recipe
         for part in parts[:-1] if section is Recipe else ():
-            section = section.model_fields[part].annotation
+            section = _section(section.model_fields[part].annotation)
         return _unknown(key, list(section.model_fields), origin or str(path))
     rule = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if first["type"] == "value_error":

@@ -134,6 +134,24 @@ class Train(Section):
     deterministic: bool = False  # bit-equal repetition on a GPU too, at some cost in speed
 
 
+class Rerank(Section):
+    """k-reciprocal re-ranking (Zhong et al., CVPR 2017), with the authors' values where nothing else is said."""
+
+    k1: Annotated[int, Field(gt=0, le=500)] = 20  # nearest rows that a row's set is made of
+    k2: Positive = 6  # nearest rows whose vectors are averaged; 1: none but the row's own
+    lambda_value: Fraction = 0.3  # share of the original distance in the final one
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.k2 > self.k1:
+            raise ValueError(f"evaluation.rerank.k2 {self.k2} must be at most evaluation.rerank.k1 = {self.k1}")
+        return self
+
+    def protocol(self) -> dict[str, float]:
+        """As results state it."""
+        return {"k1": self.k1, "k2": self.k2, "lambda": self.lambda_value}
+
+
 class Evaluation(Section):
     """The separate pass."""
 
@@ -145,6 +163,7 @@ class Evaluation(Section):
     protocol: Protocol = "market1501"  # what is left out or drawn (``vmreid/evaluation/protocols.py``)
     memory_gib: Annotated[float, Field(gt=0)] = MEMORY_GIB  # what ranking takes on a rank beyond the features, about
     both_directions: bool = False  # for sets whose two sides are two cameras, such as vehicle_khoa
+    rerank: Rerank | None = None  # scores after re-ranking too, beside the plain ones; {}: with the values above
 
 
 class Recipe(Section):

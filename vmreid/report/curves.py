@@ -20,6 +20,7 @@ from vmreid.evaluation.precision_recall import RECALLS
 INK, SAME, OTHER = "#1c2733", "#2a6fbb", "#c8553d"
 LOOKS: dict[str, dict[str, Any]] = {  # one look a name in all pictures
     "model": {"color": INK, "linestyle": "-", "linewidth": 2.4},
+    "reranked": {"color": "#2f7d4f", "linestyle": "-", "linewidth": 1.6},
     "chance": {"color": "#8a949d", "linestyle": ":", "linewidth": 1.6},
     "untrained": {"color": "#2a6fbb", "linestyle": "-.", "linewidth": 1.6},
     "histogram": {"color": "#b8860b", "linestyle": "--", "linewidth": 1.6},
