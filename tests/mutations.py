@@ -201,6 +201,8 @@ FAULTS = (
           "len(rs) / rs[-1]", "len(rs) / rs[0]", TEST_METRIC),
     Fault("vehicleid: cameras count", PROTOCOLS,
           "torch.full_like(side.pids, n)", "torch.full_like(side.pids, 0 * n)", TEST_PROTOCOLS),
+    Fault("vehicleid: chance is that of the gallery as given", DIRECTIONS,
+          "chance(*one_match) if drawn else", "chance(*one_match) if not own else", "tests/evaluation/test_directions.py"),
     Fault("open set: a threshold may accept one wrong pair more", PROTOCOLS,
           "accepted_RS <= allowed_R.unsqueeze(1)", "accepted_RS <= 1 + allowed_R.unsqueeze(1)", TEST_PROTOCOLS),
     Fault("re-ranking: what the screen may be wrong about is not measured", NEAREST_K,
