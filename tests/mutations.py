@@ -39,6 +39,7 @@ class Fault:
 
 
 SCAN, CROSS, SS2D = (f"vmreid/kernels/{name}.py" for name in ("torch_scan", "cross_scan", "ss2d"))
+ONE_STATE, COMPILED = "vmreid/kernels/cuda/one_state.cu", "vmreid/engine/compiled.py"
 MAMBA_V2, VMAMBA, VIM, PUBLISHED = (f"vmreid/models/{name}.py" for name in ("mamba_v2", "vmamba", "vim", "published"))
 VMAMBA_NAMES, VIM_NAMES, TRANSREID_NAMES = (f"vmreid/models/{name}_names.py" for name in ("vmamba", "vim", "transreid"))
 TRIPLET, LOSS = "vmreid/losses/triplet.py", "vmreid/engine/training_module.py"
@@ -79,6 +80,10 @@ TEST_RESUME = "tests/distributed/test_training_steps.py::test_six_steps_equal_th
 TEST_LOSS = "tests/distributed/test_training_steps.py::test_the_recipe_says_how_much_labels_are_smoothed"
 TEST_SAMPLER, TEST_MIXED = "tests/data/test_identity_batches.py", "tests/data/test_mixed_sets.py"
 TEST_KILLED = "tests/distributed/test_resume.py::test_killed_at_20_moments_the_log_and_the_weights_are_undisturbed"
+TEST_FUSED, TEST_RECOMPUTE = "tests/kernels/test_fused.py", "tests/distributed/test_recompute.py"
+TEST_FLAT = "tests/distributed/test_flat_backbone.py::test_the_same_is_trained_and_saved_under_the_same_names"
+TEST_CLIPPING = "tests/distributed/test_training_steps.py::test_clipping_comes_from_the_json"
+TEST_RESUMED = "tests/distributed/test_training_steps.py::test_six_steps_equal_three_and_resume_and_three"
 TEST_METRIC = "tests/evaluation/test_ranking.py::test_by_hand"
 TEST_LEDGER = "tests/launcher/test_score.py::test_the_ledger_says_what_was_scored"
 TEST_UNCERTAINTY, TEST_HISTOGRAM = "tests/evaluation/test_uncertainty.py", "tests/evaluation/test_histogram.py"
@@ -115,6 +120,22 @@ FAULTS = (
           "*x_BHWD.shape[1:3])", "*x_BHWD.shape[1:3]) / DIRECTIONS", TEST_SS2D),
     Fault("SS2D: B and C change places", SS2D,
           "cross_scan_own(B_BHWKN), cross_scan_own(C_BHWKN)", "cross_scan_own(C_BHWKN), cross_scan_own(B_BHWKN)", TEST_SS2D),
+    Fault("one state: a run's first state lacks the warp's other run", ONE_STATE,
+          "if (at.half) h[0] = first_total[0] * h[0] + first_end[0], h[1]", "if (at.half) h[1]", TEST_FUSED),
+    Fault("one state, backward: the pairs of the warps behind are left out", ONE_STATE,
+          "behind[0] = pair.x * behind[0] + pair.z, behind", "behind[0] = pair.x * behind[0], behind", TEST_FUSED),
+    Fault("one state: a direction takes the place of those before", ONE_STATE,
+          "if (i) y0 += low(sum[j * LANES]), y1", "if (i) y1", TEST_FUSED),
+    Fault("compiled: weights are saved as they were before training", CHECKPOINT,
+          "    engine.module.show_parameters()\n", "", TEST_FLAT),
+    Fault("compiled: nothing decays", COMPILED,
+          "nn.Parameter(flats[0][None])", "nn.Parameter(flats[0])", TEST_FLAT),
+    Fault("recompute: blocks keep all", "vmreid/engine/recompute.py",
+          "        block.forward = forward", "        del forward", TEST_RECOMPUTE),
+    Fault("without ZeRO: gradients are not clipped", "vmreid/engine/start.py",
+          "if clipping and engine", "if False and engine", TEST_CLIPPING),
+    Fault("a step's numbers are forgotten where a checkpoint is due", TRAINER,
+          "            if self._saves():\n                self._account(taken, log)\n", "            if self._saves():\n", TEST_RESUMED),
     Fault("VMamba: blocks lack their MLP", VMAMBA,
           "x_BHWC + self.fc2(F.gelu(self.fc1(self.norm2(x_BHWC))))", "x_BHWC", TEST_GRADIENTS),
     Fault("VMamba: depth counts the blocks of the second stage", VMAMBA,
