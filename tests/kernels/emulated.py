@@ -29,22 +29,25 @@ def emulated(emulator_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     """``fused`` runs on the CPU."""
     if COMPILER is None:
         pytest.skip("no C++ compiler on this machine")
-
-    def run(name: str, layout: Any, x_BLD: torch.Tensor, across: int, down: int, packed: ctypes.Array[Any]) -> None:
-        assert x_BLD.dtype == torch.float32
-        shared_bytes = layout.bytes_of(4)[name == "ss2d_backward"]
-        getattr(_library(emulator_folder, layout), name.replace("ss2d", "run"))(across, down, shared_bytes, packed)
-
-    monkeypatch.setattr(fused, "_run", run)
+    monkeypatch.setattr(fused, "_run", functools.partial(run_emulated, emulator_folder))
     torch.use_deterministic_algorithms(True)  # fills what is empty with NaN
     yield
     torch.use_deterministic_algorithms(False)
 
 
+def run_emulated(
+    folder: Path, name: str, layout: Any, x_BLD: torch.Tensor, across: int, down: int, packed: ctypes.Array[Any]
+) -> None:
+    """What ``fused._run`` does, with libraries in ``folder``."""
+    assert x_BLD.dtype == torch.float32
+    shared_bytes = layout.bytes_of(4)[name == "ss2d_backward"]
+    getattr(_library(folder, layout), name.replace("ss2d", "run"))(across, down, shared_bytes, packed)
+
+
 @functools.cache
 def _library(folder: Path, layout: Any) -> ctypes.CDLL:
     own = folder / f"states{layout.d_state}warps{layout.WARPS}"
-    own.mkdir()
+    own.mkdir(parents=True)
     (own / "layout.h").write_text(layout.defines(4))
     source, library = EMULATOR / "ss2d_on_cpu.cpp", own / "ss2d.so"
     kernels = Path(fused.__file__).parent / "cuda"
