@@ -3,6 +3,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -124,3 +126,18 @@ def test_auto_takes_fused_for_maps_and_what_else_runs_for_sequences(monkeypatch:
 def test_mamba_ssm_is_refused_where_the_same_bits_are_asked_for() -> None:
     with pytest.raises(UserError, match=r"'mamba_ssm' cannot run.*deterministic.*take model.scan_backend=auto"):
         choose_backend("mamba_ssm", CUDA, maps=True, deterministic=True)
+
+
+def test_a_gpu_whose_blocks_have_too_little_memory_is_refused_in_words(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+    def attribute(has: Any, number: int, device: int) -> int:
+        has._obj.value = {97: 101376}[number]
+        return device
+
+    monkeypatch.setattr(fused, "_driver", lambda: SimpleNamespace(cuDeviceGetAttribute=attribute))
+    available, why = fused.probe.__wrapped__()
+    assert not available
+    assert why == "fused needs 132 KiB of shared memory a block, and the GPU has 99"

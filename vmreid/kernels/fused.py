@@ -113,11 +113,20 @@ def probe() -> tuple[bool, str]:
     major, minor = torch.cuda.get_device_capability()
     if major < 8:
         return False, f"fused needs compute capability 8.0, and the GPU has {major}.{minor}"
+    has, most = ctypes.c_int(), 97  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    error, needed = _driver().cuDeviceGetAttribute(ctypes.byref(has), most, torch.cuda.current_device()), _most_shared_bytes()
+    if not error and has.value < needed:
+        return False, f"fused needs {needed >> 10} KiB of shared memory a block, and the GPU has {has.value >> 10}"
     try:
         _compile('extern "C" __global__ void empty() {}', f"sm_{major}{minor}")
     except Exception as error:  # no cuda.core, no NVRTC, one that is too old for the GPU: all of them mean "not here"
         return False, f"fused does not compile ({type(error).__name__}: {' '.join(str(error).split())})"
     return True, "NVRTC compiles for this GPU"
+
+
+def _most_shared_bytes() -> int:
+    """Of any kernel."""
+    return max(max(layout_of(n, length, io).bytes_of(io)) for n in (1, *LAYOUTS) for length in (1, 2**16) for io in (2, 4))
 
 
 def ss2d_fused(
