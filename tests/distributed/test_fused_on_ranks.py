@@ -28,7 +28,7 @@ def train_fused(plan: Plan, folder: Path) -> dict[str, torch.Tensor]:
         fused._run = run
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_the_same_is_trained_as_with_the_torch_scan(ranks, tmp_path, stage):
     data = write_set(tmp_path / "data")
     settings = ["train.epochs=1", "optim.name=sgd", "optim.lr=1", f"deepspeed_config=zero{stage}_fp32"]
