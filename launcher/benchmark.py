@@ -8,9 +8,9 @@ import os
 import shlex
 import tempfile
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from launcher.rerank_option import add_rerank_option
 from vmreid.command import Parser, UsageError, above_0, check_out_file, run
@@ -18,6 +18,8 @@ from vmreid.command import Parser, UsageError, above_0, check_out_file, run
 if TYPE_CHECKING:
     from vmreid.benchmarks.floors import Shape
     from vmreid.distributed import Place
+
+R = TypeVar("R")
 
 
 def main(words: Sequence[str]) -> None:
@@ -103,27 +105,42 @@ def main(words: Sequence[str]) -> None:
         benchmark_loader(given, command_line)
 
 
+def measured(
+    out: Path, total: int, cases: Iterable[list[R]], as_json: Callable[[list[R]], Any], words: Callable[[list[R]], str]
+) -> list[R]:
+    """The rows of all cases; the file is whole after each case, which ``words`` tells."""
+    from vmreid.progress import Reporter
+    from vmreid.run_folder import write_atomically
+
+    rows: list[R] = []
+    with Reporter("benchmark", total) as progress:
+        for case in cases:
+            rows.extend(case)
+            write_atomically(out, json.dumps(as_json(rows), indent=1, allow_nan=False) + "\n")
+            progress.advance(words(case))
+    return rows
+
+
 def benchmark_model(given: Namespace, command: str, place: Place) -> None:
     """Check, measure case by case, and keep the file whole after each."""
     from vmreid.benchmarks.model import ModelBenchmark
     from vmreid.benchmarks.rows import Row, as_json
     from vmreid.benchmarks.table import as_text
     from vmreid.distributed import start_process_group, stop_process_group
-    from vmreid.progress import Reporter
-    from vmreid.run_folder import write_atomically
 
     benchmark = ModelBenchmark(
         given.backbones, given.tokens, given.batch_size, given.against, place.device, given.compiled, given.deepspeed_config
     )
     start_process_group(place)
     setting = benchmark.setting(command)
-    rows: list[Row] = []
-    with Reporter("benchmark", len(benchmark.cases)) as progress:
-        for row in benchmark.rows():
-            rows.append(row)
-            write_atomically(given.out, json.dumps(as_json(setting, rows), indent=1, allow_nan=False) + "\n")
-            median = f"{row.figures.median_ms:.1f} ms" if row.figures else row.outcome
-            progress.advance(f"{row.backbone} {row.tokens} tokens {row.loop}: {median}")
+
+    def words(case: list[Row]) -> str:
+        (row,) = case
+        median = f"{row.figures.median_ms:.1f} ms" if row.figures else row.outcome
+        return f"{row.backbone} {row.tokens} tokens {row.loop}: {median}"
+
+    cases = ([row] for row in benchmark.rows())
+    rows = measured(given.out, len(benchmark.cases), cases, lambda rows: as_json(setting, rows), words)
     stop_process_group()
     print(f"{as_text(rows)}\n\n{setting['device']}, {setting['precision']}, batch {given.batch_size}; {given.out}")
 
@@ -132,18 +149,15 @@ def benchmark_scan(given: Namespace, command: str, place: Place) -> None:
     """Check, measure case by case, and keep the file whole after each."""
     from vmreid.benchmarks.scan import ScanBenchmark
     from vmreid.benchmarks.scan_rows import ScanRow, as_json, as_text
-    from vmreid.progress import Reporter
-    from vmreid.run_folder import write_atomically
 
     benchmark = ScanBenchmark(given.against, given.shapes, given.tokens, given.d_state, place.device, given.graphs)
     setting = benchmark.setting(command)
-    rows: list[ScanRow] = []
-    with Reporter("benchmark", len(benchmark.cases)) as progress:
-        for case in benchmark.rows():
-            rows.extend(case)
-            write_atomically(given.out, json.dumps(as_json(setting, rows), indent=1, allow_nan=False) + "\n")
-            medians = [f"{row.scan} {row.training.median_ms:.2f} ms" if row.training else row.outcome for row in case]
-            progress.advance(f"{case[0].shape}: {', '.join(medians)}")
+
+    def words(case: list[ScanRow]) -> str:
+        medians = [f"{row.scan} {row.training.median_ms:.2f} ms" if row.training else row.outcome for row in case]
+        return f"{case[0].shape}: {', '.join(medians)}"
+
+    rows = measured(given.out, len(benchmark.cases), benchmark.rows(), lambda rows: as_json(setting, rows), words)
     print(f"{as_text(rows, setting['backend'])}\n\n{setting['device']}, {setting['dtype']}; {given.out}")
 
 
@@ -152,21 +166,18 @@ def benchmark_metric(given: Namespace, command: str, place: Place) -> None:
     from vmreid.benchmarks.metric import MetricBenchmark
     from vmreid.benchmarks.metric_rows import MetricRow, as_json, as_text
     from vmreid.distributed import start_process_group, stop_process_group
-    from vmreid.progress import Reporter
-    from vmreid.run_folder import write_atomically
 
     benchmark = MetricBenchmark(
         given.queries, given.gallery, given.dims, given.metric, given.memory_gib, given.against, place.device
     )
     start_process_group(place)
     setting = benchmark.setting(command)
-    rows: list[MetricRow] = []
-    with Reporter("benchmark", len(benchmark.cases)) as progress:
-        for case in benchmark.rows():
-            rows.extend(case)
-            write_atomically(given.out, json.dumps(as_json(setting, rows), indent=1, allow_nan=False) + "\n")
-            medians = [f"{row.what} {row.median_s:.2f} s" for row in case]
-            progress.advance(f"{case[0].queries} x {case[0].gallery} x {case[0].dim}: {', '.join(medians)}")
+
+    def words(case: list[MetricRow]) -> str:
+        medians = [f"{row.what} {row.median_s:.2f} s" for row in case]
+        return f"{case[0].queries} x {case[0].gallery} x {case[0].dim}: {', '.join(medians)}"
+
+    rows = measured(given.out, len(benchmark.cases), benchmark.rows(), lambda rows: as_json(setting, rows), words)
     stop_process_group()
     print(f"{as_text(rows)}\n\n{setting['device']}, {setting['metric']} distance; {given.out}")
 
@@ -193,9 +204,7 @@ def benchmark_loader(given: Namespace, command: str) -> None:
     from vmreid.benchmarks.loader import LoaderBenchmark
     from vmreid.benchmarks.loader_rows import Rate, as_json, as_text
     from vmreid.benchmarks.sources import opened
-    from vmreid.progress import Reporter
     from vmreid.recipes import load_recipe
-    from vmreid.run_folder import write_atomically
 
     recipe = load_recipe(given.recipe, {}, [])
     with (
@@ -205,15 +214,16 @@ def benchmark_loader(given: Namespace, command: str) -> None:
         benchmark = LoaderBenchmark(source, recipe, given.workers)
         setting = benchmark.setting(command)
         parts_us = benchmark.parts_us()
-        rates: list[Rate] = []
-        with Reporter("benchmark", len(benchmark.cases)) as progress:
-            for rate in benchmark.rates():
-                rates.append(rate)
-                write_atomically(given.out, json.dumps(as_json(setting, rates, parts_us), indent=1, allow_nan=False) + "\n")
-                progress.advance(f"{rate.loader}, {rate.workers} workers: {rate.images_per_s:.0f} images/s")
+
+        def words(case: list[Rate]) -> str:
+            (rate,) = case
+            return f"{rate.loader}, {rate.workers} workers: {rate.images_per_s:.0f} images/s"
+
+        cases = ([rate] for rate in benchmark.rates())
+        rates = measured(given.out, len(benchmark.cases), cases, lambda rates: as_json(setting, rates, parts_us), words)
     size = "x".join(map(str, recipe.data.image_size))
-    words = f"{size}, batch {recipe.train.batch_size}, {given.read} reads, {setting['cores']} cores"
-    print(f"{as_text(rates, parts_us)}\n\n{words}; {given.out}")
+    about = f"{size}, batch {recipe.train.batch_size}, {given.read} reads, {setting['cores']} cores"
+    print(f"{as_text(rates, parts_us)}\n\n{about}; {given.out}")
 
 
 def benchmark_rerank(given: Namespace, command: str, place: Place) -> None:

@@ -151,11 +151,10 @@ def _set_launch(network: nn.Module, setup: Setup, launch: Launch) -> None:
     """How the network's kernels, forward and backward, come to the device from now on, in the loops' precision."""
     if launch == "compiled":
         network.forward = as_graphs(network.forward)
-    if launch != "graph":
-        return
-    images_BCHW = torch.zeros(setup.recipe.train.batch_size, 3, *setup.recipe.data.image_size, device=setup.device)
-    with torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=setup.autocast(), cache_enabled=False):
-        torch.cuda.make_graphed_callables(network, (images_BCHW,))
+    elif launch == "graph":
+        images_BCHW = torch.zeros(setup.recipe.train.batch_size, 3, *setup.recipe.data.image_size, device=setup.device)
+        with torch.autocast(setup.device.type, dtype=torch.bfloat16, enabled=setup.autocast(), cache_enabled=False):
+            torch.cuda.make_graphed_callables(network, (images_BCHW,))
 
 
 def _bare(

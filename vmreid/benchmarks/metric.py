@@ -87,7 +87,7 @@ class MetricBenchmark:
     def _case(self, queries: int, gallery: int, dim: int) -> list[MetricRow]:
         gc.collect()
         sides = synthetic_features(queries, gallery, dim)
-        there = tuple(Features(*(each.to(self.device) for each in vars(side).values())) for side in sides)
+        there = tuple(side.to(self.device) for side in sides)
         size = sum(side.features.nbytes for side in sides)
         seconds: dict[str, list[float]] = {name: [] for name in self._contestants}
         cpu_seconds: dict[str, list[float]] = {name: [] for name in self._contestants}

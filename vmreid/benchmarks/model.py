@@ -59,7 +59,7 @@ class ModelBenchmark:
         names = {backbone: one.model.backbone for (backbone, _), one in self.recipes.items()}
         self.vmamba = _vmamba(against, list(names.values()), device)
         build = self.vmamba.network if self.vmamba else None
-        self.networks = {backbone: build(name) for backbone, name in names.items() if build and backbone in NETWORKS}
+        self.networks = {backbone: build(name) for backbone, name in names.items() if build and name in NETWORKS}
         peers = {word.partition("=")[0] for word in against or ["timm"]}
         self.cases = [
             (backbone, count, loop) for backbone, count in self.recipes for loop in loops_of(names[backbone], peers, compiled)

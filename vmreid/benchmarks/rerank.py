@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-import resource
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+from vmreid.engine.memory import peak_bytes
 from vmreid.evaluation.distances import Metric
 from vmreid.evaluation.features import Features
 from vmreid.evaluation.protocol import QueryRanks, summarise
@@ -78,7 +78,7 @@ class RerankBenchmark:
         reranked = rank_queries(*sides, self.device, reranking=reranking)
         times.append(now(self.device))
         plain_s, rerank_s, ranking_s = (end - begin for begin, end in itertools.pairwise(times))
-        return RerankFigures(plain_s, rerank_s, ranking_s, self._peak_bytes(), _scores(plain), _scores(reranked))
+        return RerankFigures(plain_s, rerank_s, ranking_s, peak_bytes(), _scores(plain), _scores(reranked))
 
     def setting(self, command: str) -> dict[str, Any]:
         """What the figures hold for."""
@@ -92,11 +92,6 @@ class RerankBenchmark:
             "metric": METRIC,
             "rerank": self.settings.protocol(),
         }
-
-    def _peak_bytes(self) -> int:
-        if self.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self.device))
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def as_json(setting: dict[str, Any], figures: RerankFigures) -> dict[str, Any]:

@@ -178,15 +178,19 @@ def ss2d_scan(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """y_BLD, the last states BKDN, and if ``keep`` the states before each tile, for the backward. BC holds B, then C."""
     y_BLD, last_BKDN, kept_BKIDN = _empty(x_BLD, A_KDN, keep)
-    layout = layout_of(A_KDN.shape[2], x_BLD.shape[1], x_BLD.element_size())
+    layout = _layout(x_BLD, A_KDN)
     arguments = [*_walk(x_BLD, dt_BLKD, BC_BLKN, A_KDN, D_KD, bias_KD, height, width), y_BLD, last_BKDN]
     _launch("ss2d_forward", layout, x_BLD, [*arguments, kept_BKIDN if keep else None])
     return y_BLD, last_BKDN, kept_BKIDN
 
 
+def _layout(x_BLD: torch.Tensor, A_KDN: torch.Tensor) -> Layout | OneState:
+    return layout_of(A_KDN.shape[2], x_BLD.shape[1], x_BLD.element_size())
+
+
 def _empty(x_BLD: torch.Tensor, A_KDN: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     b, length, _ = x_BLD.shape
-    tiles = math.ceil(length / layout_of(A_KDN.shape[2], length, x_BLD.element_size()).TILE) if keep else 0
+    tiles = math.ceil(length / _layout(x_BLD, A_KDN).TILE) if keep else 0
     y_BLD = torch.empty_like(x_BLD, memory_format=torch.contiguous_format)
     return y_BLD, A_KDN.new_empty(b, *A_KDN.shape), A_KDN.new_empty(b, DIRECTIONS, tiles, *A_KDN.shape[1:])
 
@@ -212,7 +216,7 @@ def ss2d_scan_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of ``ss2d_scan`` by its first six arguments."""
     b, length, channels = x_BLD.shape
-    layout = layout_of(A_KDN.shape[2], x_BLD.shape[1], x_BLD.element_size())
+    layout = _layout(x_BLD, A_KDN)
     dx_BLD, ddt_BLKD = (torch.empty_like(v, memory_format=torch.contiguous_format) for v in (x_BLD, dt_BLKD))
     dA_BKDN = A_KDN.new_empty(b, *A_KDN.shape)
     dD_BKD, dbias_BKD = (A_KDN.new_empty(b, *D_KD.shape) for _ in range(2))
