@@ -29,6 +29,7 @@ class Rows:
     def __getitem__(self, rows: torch.Tensor | slice) -> Rows:
         if isinstance(rows, slice):
             return Rows(self.x_NF[rows], self.length_N[rows], self.metric)
+        rows = rows.to(self.x_NF.device)
         return Rows(self.x_NF.index_select(0, rows), self.length_N[rows], self.metric)  # twice as fast as by brackets
 
     def __len__(self) -> int:

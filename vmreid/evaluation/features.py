@@ -70,13 +70,13 @@ def _bad_row(side: str, rows: Rows, index: torch.Tensor) -> str:
     """What is wrong with a row, as one line; empty if nothing is."""
     bad = (~(16 * rows.length_N.square()).isfinite()).nonzero()  # 16: so that no distance overflows either
     if len(bad):
-        row, x_F = int(index[bad[0, 0]]), rows.x_NF[bad[0, 0]]
+        row, x_F = int(index[int(bad[0, 0])]), rows.x_NF[bad[0, 0]]
         if x_F.isfinite().all():
             return f"{side} row {row} has {float(x_F.abs().max()):g}, whose square leaves float64; scale both sides down"
         return f"non-finite feature in {side} row {row}; repair what made it, or leave the row out"
     short = (rows.length_N < SHORTEST).nonzero()
     if rows.metric == "cosine" and len(short):
-        row = int(index[short[0, 0]])
+        row = int(index[int(short[0, 0])])
         what = (
             f"all-zero {side} row {row}"
             if not rows.x_NF[short[0, 0]].any()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,7 +20,7 @@ from vmreid.evaluation.features import Features, checked
 from vmreid.evaluation.protocol import QueryRanks
 from vmreid.evaluation.reorder import Reranking
 from vmreid.evaluation.screen import plain_products
-from vmreid.evaluation.tiles import Tiles
+from vmreid.evaluation.tiles import GIB, Tiles
 from vmreid.evaluation.windows import Targets
 from vmreid.recipes.schema import MEMORY_GIB
 
@@ -54,7 +54,7 @@ class Search:
         device: torch.device,
         memory_gib: float,
     ) -> None:
-        self._rows, gallery_rows = checked(query, gallery_part, gallery_index_part, metric)
+        self._rows, gallery_rows = checked(*_at_home((query, gallery_part), device, memory_gib), gallery_index_part, metric)
         self._query, self.device = query, device
         self._part = Part.of(gallery_part, gallery_rows, gallery_index_part)
         self._tiles = Tiles.within(memory_gib, query.features.shape[1])
@@ -131,6 +131,16 @@ def rank_queries(
             for row, each, number in zip(block.rows[tile].tolist(), rank_QP.tolist(), numbers, strict=True):
                 ranks[row] = each[:number]
     return QueryRanks(ranks, search.items)
+
+
+def _at_home(sides: tuple[Features, Features], device: torch.device, memory_gib: float) -> tuple[Features, Features]:
+    """The sides with their features on the GPU where these and ``memory_gib`` fit there: a tile's way from the host takes longer
+    than its product. Else they stay, and each tile travels."""
+    size = sum(side.features.nbytes for side in sides)
+    if device.type == "cpu" or size + memory_gib * GIB > torch.cuda.mem_get_info(device)[0]:
+        return sides
+    query, gallery = (replace(side, features=side.features.to(device)) for side in sides)
+    return query, gallery
 
 
 def _by_tile(

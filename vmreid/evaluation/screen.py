@@ -62,7 +62,7 @@ class Frame:
             limit = LARGEST_EXPONENT[dtype]
             exponent = max(-limit, min(limit, -math.frexp(max(map(abs, ends), default=0.0))[1]))
         sample = gallery[:: max(1, len(gallery) // SAMPLE)]
-        total_F = torch.zeros(query.x_NF.shape[1], dtype=torch.float64)
+        total_F = torch.zeros(query.x_NF.shape[1], dtype=torch.float64, device=sample.x_NF.device)
         for start in range(0, len(sample), ROWS):
             total_F += (_measured(sample[start : start + ROWS], torch.float64) * 2.0**exponent).sum(dim=0)
         return Frame(exponent, (total_F / max(1, len(sample))).float().to(device), dtype)
