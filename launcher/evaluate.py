@@ -42,6 +42,7 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="folder that launcher.train wrote")
     parser.add_argument("--checkpoint", nargs="+", metavar="NAME", help="of RUN/checkpoints; default: the newest")
     parser.add_argument("--data", nargs="+", metavar="DIR", help="sets of shards, or their URLs; default: the run's")
+    parser.add_argument("--compiled", action="store_true", help="the backbone as CUDA graphs: half a minute at the start")
     add_rerank_option(parser, "as the run's recipe has it")
     given = parser.parse_args(words)
 
@@ -51,7 +52,7 @@ def main(words: Sequence[str]) -> None:
     place = place_from_environment()
     folder, jobs, tracker = RunFolder(given.run), None, None
     if place.rank == 0:
-        jobs, tracker = _prepare(folder, given.checkpoint, given.data, given.rerank)
+        jobs, tracker = _prepare(folder, given.checkpoint, given.data, given.rerank, given.compiled)
     try:
         start_process_group(place)
         for job in from_rank_0(jobs):
@@ -65,7 +66,11 @@ def main(words: Sequence[str]) -> None:
 
 
 def _prepare(
-    folder: RunFolder, checkpoints: Sequence[str] | None, places: Sequence[str] | None, rerank: Rerank | None
+    folder: RunFolder,
+    checkpoints: Sequence[str] | None,
+    places: Sequence[str] | None,
+    rerank: Rerank | None,
+    compiled: bool,
 ) -> tuple[list[Job], MlflowRun]:
     """Rank 0. Check the run, the sets and the checkpoints; open its MLflow run again. ``rerank`` stands in for the recipe's."""
     import torch
@@ -82,6 +87,8 @@ def _prepare(
     if rerank:
         recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"rerank": rerank})})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if compiled and device.type != "cuda":
+        raise UserError("--compiled: makes CUDA graphs, and torch sees no GPU here; leave it out")
     backend, _ = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))
     wanted: Sequence[str | None] = checkpoints or [None]
     chosen = [folder.checkpoint(name) for name in dict.fromkeys(wanted)]
@@ -98,7 +105,7 @@ def _prepare(
     jobs = []
     for checkpoint in chosen:
         for each in sets:
-            plan = EvaluationPlan(recipe, each.folder, each.manifest, checkpoint, backend, features)
+            plan = EvaluationPlan(recipe, each.folder, each.manifest, checkpoint, backend, features, compiled)
             below = f"evaluations/{checkpoint.name}/{each.folder.name}" if checkpoints or places else None
             prefix = f"{UNNAMEABLE.sub('_', each.folder.name)}/" if places else ""
             jobs.append(Job(plan, RunFolder(folder.path / below) if below else folder, prefix, below))
@@ -115,6 +122,8 @@ def _places(data: Data, places: Sequence[str] | None) -> list[Data]:
 
 def _keep(job: Job, found: Evaluation, tracker: MlflowRun) -> None:
     """Rank 0. Write, print and log what was found."""
+    from vmreid.evaluation.directions import named
+
     plan, out, metrics = job.plan, job.out, found.metrics
     out.path.mkdir(parents=True, exist_ok=True)
     if found.queries:
@@ -124,8 +133,8 @@ def _keep(job: Job, found: Evaluation, tracker: MlflowRun) -> None:
         print(f"{plan.checkpoint.name} on {plan.data.name}")
     table = aligned(*_table(plan.recipe.model.backbone, metrics))
     print(table, _uncertainty(metrics), out.metrics_file, sep="\n", flush=True)
-    named = {f"{job.prefix}{name}": value for name, value in _named_for_mlflow(metrics).items()}
-    tracker.log_results(int(plan.checkpoint.name.removeprefix("step-")), named)
+    by_name = {f"{job.prefix}{name}": value for name, value in named(metrics).items()}
+    tracker.log_results(int(plan.checkpoint.name.removeprefix("step-")), by_name)
     for path in (out.metrics_file, *([out.queries_file] if found.queries else [])):
         tracker.log_artifact(path, job.below)
     if not job.below:
@@ -133,15 +142,12 @@ def _keep(job: Job, found: Evaluation, tracker: MlflowRun) -> None:
     _draw(job, found, tracker)
 
 
-def _directions(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Forward, and where both were asked for, reverse and mean."""
-    return {"": metrics, **{name: metrics[name] for name in ("reverse", "mean") if name in metrics}}
-
-
 def _table(backbone: str, metrics: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Headings and rows: the model, then its floors; each direction has its columns."""
+    from vmreid.evaluation.directions import by_direction
+
     names = {"": "query → gallery", "reverse": "gallery → query", "mean": "mean"}
-    directions = _directions(metrics)
+    directions = by_direction(metrics)
     behind = {key: f", {names[key]}" if len(directions) > 1 else "" for key in directions}
     headings = ("", *(f"{score}{text}" for text in behind.values() for score in ("mAP", "Rank-1")))
     named = {backbone: list(directions.values())}
@@ -172,15 +178,6 @@ def _description(plan: EvaluationPlan, metrics: dict[str, Any]) -> str:
         f"{plan.recipe.evaluation.metric} distance. {_uncertainty(metrics)}. Pictures: Artifacts, folder `pictures`."
     )
     return f"{markdown(*_table(plan.recipe.model.backbone, metrics))}\n\n{about}"
-
-
-def _named_for_mlflow(metrics: dict[str, Any]) -> dict[str, float]:
-    """What stands before a slash is a group on MLflow's page. The floors, which no training moves, are in the description."""
-    from vmreid.evaluation.directions import SCORES
-
-    groups = _directions(metrics)
-    groups |= {f"{name} reranked".strip(): each["reranked"] for name, each in groups.items() if "reranked" in each}
-    return {f"{group}/{key}" if group else key: scores[key] for group, scores in groups.items() for key in SCORES}
 
 
 def _draw(job: Job, found: Evaluation, tracker: MlflowRun) -> None:

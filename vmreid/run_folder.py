@@ -1,5 +1,5 @@
-"""The files of one run: recipe.yaml, deepspeed.json, log.jsonl, non_finite.jsonl, metrics.json, queries.npz, mlflow.json,
-features/, pictures/, checkpoints/."""
+"""The files of one run: recipe.yaml, deepspeed.json, log.jsonl, evaluations.jsonl, non_finite.jsonl, metrics.json,
+queries.npz, mlflow.json, features/, pictures/, checkpoints/."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class RunFolder:
         self.log_file = path / "log.jsonl"
         self.non_finite_file = path / "non_finite.jsonl"
         self.metrics_file = path / "metrics.json"
+        self.evaluations_file = path / "evaluations.jsonl"
         self.queries_file = path / QUERIES
         self.mlflow_file = path / "mlflow.json"
         self.features = path / "features"
@@ -67,6 +68,10 @@ class RunFolder:
     def log(self) -> list[dict[str, Any]]:
         """One entry an optimizer step; empty before the first."""
         return _json_lines(self.log_file)
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """One entry (step, epoch, scores) an evaluation during training; empty where there was none."""
+        return _json_lines(self.evaluations_file)
 
     def non_finite(self) -> list[dict[str, Any]]:
         """One entry (step, where) a stop at a non-finite value, over all resumes; empty where there was none."""

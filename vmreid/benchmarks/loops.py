@@ -13,10 +13,10 @@ from torch import nn
 
 from vmreid.benchmarks.vmamba_checkout import NETWORKS
 from vmreid.data.streams import Batch
-from vmreid.engine.compiled import as_graphs
 from vmreid.engine.deepspeed_config import precision_name, with_derived_keys
 from vmreid.engine.start import make_engine, take_step
 from vmreid.engine.training_module import TrainingModule
+from vmreid.graphs import as_graphs
 from vmreid.models import BACKBONES, ReIDModel, build_backbone
 from vmreid.models.registry import resolved
 from vmreid.models.vit import ViT, timm_vit

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
-
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -12,9 +9,6 @@ from torch.func import functional_call
 from vmreid.errors import UserError
 from vmreid.models import ReIDModel
 from vmreid.optim import parameter_groups
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 def check_compile(device: torch.device, zero_stage: int) -> None:
@@ -26,12 +20,6 @@ def check_compile(device: torch.device, zero_stage: int) -> None:
             "train.compile true: ZeRO stage 3 gathers parameters between a backbone's layers, which one graph cannot; "
             "take a deepspeed_config of stage 0 to 2, or train.compile=false"
         )
-
-
-def as_graphs(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` as kernels that torch compiles, its forward and its backward each one CUDA graph."""
-    graphs: Callable[P, R] = torch.compile(function, mode="reduce-overhead", dynamic=False)
-    return graphs
 
 
 class FlatBackbone(nn.Module):

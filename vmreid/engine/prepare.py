@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from vmreid.data.identity_batches import IdentityBatches, check_split_over_ranks
-from vmreid.data.sets import ShardSet, digest_of_sets, training_sets, with_whole_paths
+from vmreid.data.sets import ShardSet, digest_of_sets, evaluation_set, training_sets, with_whole_paths
 from vmreid.engine.checkpoint import check_resumable
 from vmreid.engine.compiled import check_compile
 from vmreid.engine.deepspeed_config import accumulation_steps, check_precision, read_deepspeed_config, zero_stage
@@ -40,6 +40,7 @@ MAY_CHANGE_ON_RESUME = (
     "evaluation.protocol",
     "evaluation.memory_gib",
     "evaluation.both_directions",
+    "evaluation.every_epochs",
     "evaluation.rerank",
     "evaluation.rerank.k1",
     "evaluation.rerank.k2",
@@ -59,6 +60,7 @@ class Plan:
     scan_backend: str
     scan_reason: str
     checkpoint: Path | None  # to resume from
+    judged_on: ShardSet | None  # where training is to evaluate
 
     @cached_property
     def data_digest(self) -> str:
@@ -81,13 +83,14 @@ def prepare(recipe: Recipe, recipe_file: Path, out: Path, resume: bool, world: i
         recipe.model.scan_backend, device, scans_maps(recipe.model), recipe.train.deterministic
     )
     sets = training_sets(recipe.data)
+    judged_on = evaluation_set(recipe.data) if recipe.evaluation.every_epochs else None
     identity_batches(recipe, [each.train_index() for each in sets], sets)
     folder = RunFolder(out)
     recipe = _with_whole_paths(recipe, folder)
     checkpoint = _prepare_folder(folder, recipe, deepspeed, resume)
     if checkpoint:
         check_resumable(checkpoint, world, digest_of_sets(sets))
-    return Plan(recipe, folder, sets, deepspeed, deepspeed_path, scan_backend, scan_reason, checkpoint)
+    return Plan(recipe, folder, sets, deepspeed, deepspeed_path, scan_backend, scan_reason, checkpoint, judged_on)
 
 
 def identity_batches(recipe: Recipe, indexes: Sequence[np.ndarray], sets: Sequence[ShardSet]) -> IdentityBatches:

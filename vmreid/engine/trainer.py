@@ -22,6 +22,7 @@ from vmreid.distributed import Place
 from vmreid.engine.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from vmreid.engine.deepspeed_config import accumulation_steps, precision_name, with_derived_keys, zero_stage
 from vmreid.engine.guard import first_non_finite, non_finite
+from vmreid.engine.judge_checkpoint import judge_newest, keep_judgement, keep_judgements_until
 from vmreid.engine.memory import peak_bytes
 from vmreid.engine.prepare import Plan, identity_batches
 from vmreid.engine.recompute import recompute_blocks
@@ -38,6 +39,8 @@ class StepLogger(Protocol):
     """Where a step's numbers go besides ``log.jsonl``."""
 
     def log(self, step: int, values: dict[str, float]) -> None: ...
+
+    def log_results(self, step: int, values: dict[str, float]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class Trainer:
                 taken = None
                 state = TrainingState(self.step, self.place.world, self.plan.data_digest)
                 save_checkpoint(self.engine, self.plan.folder, state)
+                self._judge(log)
         if log:
             log.close()
 
@@ -110,7 +114,19 @@ class Trainer:
         """Whether a checkpoint is due after ``self.step`` steps."""
         train = self.plan.recipe.train
         periods = (train.checkpoint_epochs * self.steps_per_epoch, train.checkpoint_steps or self.steps, self.steps)
-        return any(self.step % period == 0 for period in periods)
+        return self._judges() or any(self.step % period == 0 for period in periods)
+
+    def _judges(self) -> bool:
+        """Whether the checkpoint after ``self.step`` steps is to be evaluated."""
+        epochs = self.plan.recipe.evaluation.every_epochs
+        return epochs is not None and self.step % (epochs * self.steps_per_epoch) == 0
+
+    def _judge(self, log: StepLog | None) -> None:
+        """All ranks. Evaluate the checkpoint just saved, where that is due."""
+        if self._judges() and self.plan.judged_on:
+            scores = judge_newest(self.plan, self.plan.judged_on, self.place)
+            if log:
+                log.judged(self.step, self.step // self.steps_per_epoch, scores)
 
     def _forward(self, loader: Iterator[Batch]) -> tuple[Batch, StepResult]:
         """All ranks. The next micro-batch and its losses, which nobody has waited for."""
@@ -170,7 +186,9 @@ class StepLog:
 
     def __init__(self, plan: Plan, step: int, steps: int, logger: StepLogger | None) -> None:
         self._logger = logger
+        self._folder = plan.folder
         _keep_steps_until(plan.folder.log_file, step)
+        keep_judgements_until(plan.folder, step)
         self._file = plan.folder.log_file.open("a", buffering=1)
         self._progress = Reporter("training step", steps, done=step)
         self._progress.__enter__()
@@ -198,6 +216,13 @@ class StepLog:
         self._progress.advance(
             f"epoch {epoch}  loss {values['loss']:.3f}  lr {rate:.2e}  |g| {gradient_norm:.2f}  {images_per_s:.1f} pictures/s"
         )
+
+    def judged(self, step: int, epochs: int, scores: dict[str, float]) -> None:
+        """Keep what the checkpoint of a step scored."""
+        keep_judgement(self._folder, step, epochs, scores)
+        if self._logger:
+            self._logger.log_results(step, scores)
+        print(f"after {epochs} epochs: mAP {scores['mAP']:.3f}, Rank-1 {scores['rank1']:.3f}", flush=True)
 
     def close(self) -> None:
         self._progress.__exit__(None, None, None)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from vmreid.data.streams import Batch
-from vmreid.engine.compiled import FlatBackbone, as_graphs
+from vmreid.engine.compiled import FlatBackbone
+from vmreid.graphs import as_graphs
 from vmreid.losses import batch_hard_triplet
 from vmreid.models import ReIDModel
 from vmreid.models.reid import Head

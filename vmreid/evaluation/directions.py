@@ -51,14 +51,18 @@ class Direction:
         by_query = {} if self.drawn else {"intervals": queries.intervals(), "breakdown": queries.breakdown()}
         floors = {name: scores for name, scores in self.scores.items() if name not in ("model", "reranked")}
         return {
-            **self.scores["model"],
+            **self.model_scores(),
             **by_query,
-            **{name: scores for name, scores in self.scores.items() if name == "reranked"},
             "baselines": {
                 name: {key: scores[key] for key in FLOOR_SCORES if key in scores}  # nobody knows chance's mINP
                 for name, scores in floors.items()
             },
         }
+
+    def model_scores(self) -> dict[str, Any]:
+        """What ``metrics`` says of the model without floors and without query by query."""
+        reranked = {name: scores for name, scores in self.scores.items() if name == "reranked"}
+        return {**self.scores["model"], **reranked, "baselines": {}}
 
     def query_scores(self) -> QueryScores:
         """The model's, query by query."""
@@ -130,6 +134,18 @@ def mean(forward: Mapping[str, Any], reverse: Mapping[str, Any]) -> dict[str, An
         pair = (forward["reranked"], reverse["reranked"])
         means["reranked"] = {key: (pair[0][key] + pair[1][key]) / 2 for key in SCORES}
     return {**means, "baselines": floors}
+
+
+def named(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """``SCORES`` by the names that MLflow shows: what stands before a slash is a group on its page."""
+    groups = by_direction(metrics)
+    groups |= {f"{name} reranked".strip(): each["reranked"] for name, each in groups.items() if "reranked" in each}
+    return {f"{group}/{key}" if group else key: scores[key] for group, scores in groups.items() for key in SCORES}
+
+
+def by_direction(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Forward by no name, and where both directions were asked for, ``reverse`` and ``mean``."""
+    return {"": metrics, **{name: metrics[name] for name in ("reverse", "mean") if name in metrics}}
 
 
 def _chance(query: Features, gallery_part: Features) -> dict[str, Any]:

@@ -19,15 +19,18 @@ from vmreid.distributed import Place
 from vmreid.errors import UserError
 from vmreid.evaluation.baselines import colour_histogram, rgb_histogram
 from vmreid.evaluation.directions import direction, mean
+from vmreid.evaluation.distances import Metric
 from vmreid.evaluation.extraction import Extracted, FeatureFunction, extract
 from vmreid.evaluation.feature_cache import FeatureCache
 from vmreid.evaluation.features import Features
 from vmreid.evaluation.histogram import Histogram, distance_histogram
 from vmreid.evaluation.ledger import ledger
 from vmreid.evaluation.nearest import Example, examples
+from vmreid.graphs import as_graphs
 from vmreid.models import ReIDModel, build_backbone
 from vmreid.progress import Reporter
 from vmreid.recipes import Recipe
+from vmreid.recipes.schema import Protocol, Rerank
 from vmreid.run_folder import QUERIES, WEIGHTS
 from vmreid.versions import code_digest
 
@@ -44,6 +47,7 @@ class EvaluationPlan:
     checkpoint: Path
     scan_backend: str
     features: Path | None = None  # folder to keep features in
+    compiled: bool = False  # the backbone as compiled CUDA graphs
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,7 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
     cache = _cache(plan, weights_sha256, place) if plan.features else None
     query, gallery = (_extract_split(plan, split, functions, place, cache) for split in ("query", "gallery"))
     asked = plan.recipe.evaluation
-    metric, rule = asked.metric, asked.protocol
-    ranking = (metric, rule, place.device, asked.memory_gib, asked.rerank)
+    metric, rule, ranking = asked.metric, asked.protocol, _ranking(plan, place)
     forward = direction(query, gallery, *ranking)
     metrics, name = forward.metrics(), "query to gallery"
     curves, precisions = {name: forward.curves()}, {} if forward.drawn else {name: forward.precisions}
@@ -114,6 +117,7 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
         "feature": "after BNNeck",
         "precision": asked.precision,
         "flip": asked.flip,
+        "compiled": plan.compiled,
         "image_size": list(plan.recipe.data.image_size),
         "data_digest": plan.manifest.digest,
         "checkpoint": plan.checkpoint.name,
@@ -129,6 +133,25 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
     return Evaluation(metrics, queries, curves, precisions, distances, shown)
 
 
+def evaluate_model(plan: EvaluationPlan, place: Place) -> dict[str, Any]:
+    """All ranks. The checkpoint's scores alone, without floors, intervals and pictures; the same on every rank. What it has of
+    ``evaluate``'s metrics is equal to those."""
+    functions = {"model": features_by(load_model(plan)[0].to(place.device), plan)}
+    query, gallery = (_extract_split(plan, split, functions, place, None) for split in ("query", "gallery"))
+    ranking = _ranking(plan, place)
+    metrics = direction(query, gallery, *ranking).model_scores()
+    if plan.recipe.evaluation.both_directions:
+        reverse = direction(gallery, query, *ranking).model_scores()
+        metrics |= {"reverse": reverse, "mean": mean(metrics, reverse)}
+    return metrics
+
+
+def _ranking(plan: EvaluationPlan, place: Place) -> tuple[Metric, Protocol, torch.device, float, Rerank | None]:
+    """What ``direction`` wants beside the features."""
+    asked = plan.recipe.evaluation
+    return asked.metric, asked.protocol, place.device, asked.memory_gib, asked.rerank
+
+
 def features_by(model: ReIDModel, plan: EvaluationPlan) -> FeatureFunction:
     """The model's features as the plan wants them; with ``flip`` the mean of those of a picture and of its mirror image.
 
@@ -137,11 +160,12 @@ def features_by(model: ReIDModel, plan: EvaluationPlan) -> FeatureFunction:
     """
     evaluation = plan.recipe.evaluation
     bf16 = evaluation.precision == "bf16"
+    forward = as_graphs(model) if plan.compiled else model
 
     def whole(image_BCHW: torch.Tensor) -> torch.Tensor:
         with torch.autocast(image_BCHW.device.type, dtype=torch.bfloat16, enabled=bf16):
-            feature_BF: torch.Tensor = model(image_BCHW)
-        return feature_BF
+            feature_BF: torch.Tensor = forward(image_BCHW)
+        return feature_BF.clone() if plan.compiled else feature_BF
 
     def features(image_BCHW: torch.Tensor) -> torch.Tensor:
         missing = evaluation.batch_size - len(image_BCHW)
@@ -164,7 +188,7 @@ def _cache(plan: EvaluationPlan, weights_sha256: str, place: Place) -> FeatureCa
         "seed": recipe.seed,
         "pixels": [recipe.data.image_size, recipe.data.mean, recipe.data.std],
         "pass": [recipe.evaluation.batch_size, recipe.evaluation.precision, recipe.evaluation.flip],
-        "machine": [plan.scan_backend, place.device.type, torch.__version__],
+        "machine": [plan.scan_backend, plan.compiled, place.device.type, torch.__version__],
         "code": code_digest(),
     }
     return FeatureCache(plan.features, facts)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -33,8 +34,7 @@ def extract(
     """This rank's features by every function, in float32 on the CPU, in index order; none where there are no batches."""
     waiting, parts = ({name: list[torch.Tensor]() for name in functions} for _ in range(2))
     numbers = [torch.zeros(5, 0, dtype=torch.int64)]
-    for number, batch in enumerate(batches, 1):
-        image_BCHW = batch.images_BCHW.to(device, non_blocking=True)
+    for number, (batch, image_BCHW) in enumerate(_on_device(batches, device), 1):
         for name, function in functions.items():
             waiting[name].append(function(image_BCHW).float())
         if number % ON_DEVICE == 0:
@@ -51,6 +51,30 @@ def extract(
         feature_NF = torch.cat(features)[order] if features else torch.zeros(0, 0)
         result[name] = Extracted(Features(feature_NF, ids, camids), row, dict(zip(KINDS, (view, kind), strict=True)))
     return result
+
+
+def _on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Each batch with its pictures on the device, to which a GPU copies those of the next while it is at work on these."""
+    if device.type == "cpu":
+        yield from ((batch, batch.images_BCHW) for batch in batches)
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    waiting = deque[tuple[Batch, torch.Tensor, torch.cuda.Event]]()
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            image_BCHW = batch.images_BCHW.to(device, non_blocking=True)
+            waiting.append((batch, image_BCHW, copying.record_event()))
+        if len(waiting) > 1:
+            yield _arrived(*waiting.popleft())
+    while waiting:
+        yield _arrived(*waiting.popleft())
+
+
+def _arrived(batch: Batch, image_BCHW: torch.Tensor, copied: torch.cuda.Event) -> tuple[Batch, torch.Tensor]:
+    working = torch.cuda.current_stream(image_BCHW.device)
+    working.wait_event(copied)
+    image_BCHW.record_stream(working)  # its memory is the copying stream's, which would use it again too early
+    return batch, image_BCHW
 
 
 def _to_host(waiting: dict[str, list[torch.Tensor]], parts: dict[str, list[torch.Tensor]]) -> None:

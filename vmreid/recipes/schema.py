@@ -162,6 +162,7 @@ class Evaluation(Section):
     keep_features: bool = False  # in RUN/features, for further evaluations of the same weights and pictures
     protocol: Protocol = "market1501"  # what is left out or drawn (``vmreid/evaluation/protocols.py``)
     memory_gib: Annotated[float, Field(gt=0)] = MEMORY_GIB  # what ranking takes on a rank beyond the features, about
+    every_epochs: Positive | None = None  # also in training, after every so many epochs; None: not
     both_directions: bool = False  # for sets whose two sides are two cameras, such as vehicle_khoa
     rerank: Rerank | None = None  # scores after re-ranking too, beside the plain ones; {}: with the values above
 

@@ -1,0 +1,51 @@
+"""Evaluation during training: a checkpoint's scores by the code of the separate pass."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from vmreid.data.sets import ShardSet
+from vmreid.distributed import Place, from_rank_0
+from vmreid.engine.prepare import Plan
+from vmreid.evaluation.directions import named
+from vmreid.evaluation.evaluate import EvaluationPlan, evaluate_model
+from vmreid.run_folder import RunFolder, write_atomically
+
+
+def judge_newest(plan: Plan, judged_on: ShardSet, place: Place) -> dict[str, float]:
+    """All ranks. Scores of the run's newest checkpoint by the names that MLflow shows, as ``launcher.evaluate`` logs them."""
+    checkpoint = from_rank_0(plan.folder.checkpoint(None) if place.rank == 0 else None)  # the others may still see the one before
+    with _any_algorithm():
+        metrics: dict[str, Any] = evaluate_model(
+            EvaluationPlan(plan.recipe, judged_on.folder, judged_on.manifest, checkpoint, plan.scan_backend), place
+        )
+    return named(metrics)
+
+
+def keep_judgement(folder: RunFolder, step: int, epochs: int, scores: dict[str, float]) -> None:
+    """Rank 0. Add a line to ``evaluations.jsonl``."""
+    with folder.evaluations_file.open("a") as file:
+        file.write(json.dumps({"step": step, "epochs": epochs, **scores}) + "\n")
+
+
+def keep_judgements_until(folder: RunFolder, step: int) -> None:
+    """Rank 0. Checkpoints after ``step`` are written again, and judged again."""
+    before = [entry for entry in folder.evaluations() if entry["step"] <= step]
+    if folder.evaluations_file.is_file():
+        write_atomically(folder.evaluations_file, "".join(json.dumps(entry) + "\n" for entry in before))
+
+
+@contextlib.contextmanager
+def _any_algorithm() -> Iterator[None]:
+    """Exact counts need no deterministic algorithms, and some of their operations have none."""
+    asked = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(asked)
