@@ -1,5 +1,5 @@
-"""``python -m launcher.benchmark model|scan|loader|metric|rerank --out FILE.json``: what steps, scans, loading, scoring and
-re-ranking cost here."""
+"""``python -m launcher.benchmark model|scan|loader|metric|rerank|extraction --out FILE.json``: what steps, scans, loading,
+scoring, re-ranking and extraction cost here."""
 
 from __future__ import annotations
 
@@ -79,7 +79,14 @@ def main(words: Sequence[str]) -> None:
     rerank.add_argument("--share", type=above_0, default=1.0, metavar="X", help="of MSMT17's identities and pictures; default: 1")
     add_rerank_option(rerank, "20,6,0.3")
     rerank.set_defaults(rerank="20,6,0.3")
-    for command in (model, scan, loader, metric, rerank):
+    extraction = commands.add_parser("extraction", help="images/s of a pass over a set's gallery, beside the forward alone")
+    extraction.add_argument("--data", type=Path, required=True, metavar="DIR", help="written by shards.write")
+    extraction.add_argument("--recipe", default="note", help="gives image size, batch size and precision; default: note")
+    extraction.add_argument("--set", action="append", default=[], metavar="key=value", help="any other value of the recipe")
+    extraction.add_argument("--backbones", nargs="+", default=["VIT-S"], metavar="NAME")
+    extraction.add_argument("--workers", type=int, nargs="+", default=[cores], metavar="N", help="decoding processes")
+    extraction.add_argument("--compiled", action="store_true", help="as launcher.evaluate --compiled; needs a GPU")
+    for command in (model, scan, loader, metric, rerank, extraction):
         command.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     given = parser.parse_args(words)
     command_line = shlex.join(["python", "-m", "launcher.benchmark", *words])
@@ -102,7 +109,10 @@ def main(words: Sequence[str]) -> None:
     else:
         if min(given.workers) < 0:
             parser.error(f"--workers {min(given.workers)}: must be at least 0")
-        benchmark_loader(given, command_line)
+        if given.part == "loader":
+            benchmark_loader(given, command_line)
+        else:
+            benchmark_extraction(given, command_line, place)
 
 
 def measured(
@@ -236,6 +246,28 @@ def benchmark_rerank(given: Namespace, command: str, place: Place) -> None:
     write_atomically(given.out, json.dumps(as_json(setting, figures), indent=1, allow_nan=False) + "\n")
     memory = f"peak {figures.peak_bytes / 2**30:.2f} GiB"
     print(f"{as_text(figures)}, {memory}\n\n{setting['device']}, {setting['queries']} x {setting['gallery']}; {given.out}")
+
+
+def benchmark_extraction(given: Namespace, command: str, place: Place) -> None:
+    """Check, measure case by case, and keep the file whole after each."""
+    from vmreid.benchmarks.extraction import ExtractionBenchmark, Rate, as_json, as_text
+    from vmreid.evaluation.evaluate import check_compiled
+    from vmreid.models.registry import check_backbone
+    from vmreid.recipes import load_recipe
+
+    if given.compiled:
+        check_compiled(place.device)
+    recipe = load_recipe(given.recipe, {}, given.set)
+    for name in given.backbones:
+        check_backbone(recipe.model.model_copy(update={"backbone": name}))
+    benchmark = ExtractionBenchmark(given.data, recipe, given.backbones, given.workers, given.compiled, place.device)
+    setting = benchmark.setting(command)
+
+    def words(case: list[Rate]) -> str:
+        return f"{case[-1].backbone}: {', '.join(f'{rate.what} {rate.images_per_s:.0f} images/s' for rate in case)}"
+
+    rates = measured(given.out, len(benchmark.cases), benchmark.rates(), lambda rates: as_json(setting, rates), words)
+    print(f"{as_text(rates)}\n\n{setting['device']}, batch {setting['batch_size']}, {setting['precision']}; {given.out}")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def _prepare(
 
     from vmreid.data.sets import evaluation_set
     from vmreid.errors import UserError
-    from vmreid.evaluation.evaluate import EvaluationPlan, load_model
+    from vmreid.evaluation.evaluate import EvaluationPlan, check_compiled, load_model
     from vmreid.evaluation.rerank import check_settings
     from vmreid.kernels import choose_backend
     from vmreid.models import scans_maps
@@ -87,8 +87,8 @@ def _prepare(
     if rerank:
         recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"rerank": rerank})})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if compiled and device.type != "cuda":
-        raise UserError("--compiled: makes CUDA graphs, and torch sees no GPU here; leave it out")
+    if compiled:
+        check_compiled(device)
     backend, _ = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))
     wanted: Sequence[str | None] = checkpoints or [None]
     chosen = [folder.checkpoint(name) for name in dict.fromkeys(wanted)]

@@ -64,6 +64,12 @@ class Evaluation:
     examples: list[Example]
 
 
+def check_compiled(device: torch.device) -> None:
+    """Raise UserError where a compiled pass cannot be had."""
+    if device.type != "cuda":
+        raise UserError("--compiled: makes CUDA graphs, and torch sees no GPU here; leave it out")
+
+
 def load_model(plan: EvaluationPlan) -> tuple[ReIDModel, ReIDModel]:
     """The checkpoint's model and the same model untrained, both in evaluation mode. Raises UserError where they differ."""
     path = plan.checkpoint / WEIGHTS
