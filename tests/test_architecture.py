@@ -22,6 +22,7 @@ LAYERS = (  # from the top; a unit imports itself and what lies in lower layers
         "vmreid.command",
         "vmreid.compat",
         "vmreid.distributed",
+        "vmreid.graphs",
         "vmreid.precision",
         "vmreid.progress",
         "vmreid.recipes",

@@ -24,6 +24,7 @@ def test_each_case_is_measured_and_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(extraction, "SECONDS", 0.05)
+    monkeypatch.setattr(extraction, "PASS_SECONDS", 0.05)
     data = write_set(tmp_path / "data")
     benchmark.main(words(data, "--backbones", "VIT-S", "VIT-T", "--workers", "0", "1"))
     found = json.loads((tmp_path / "found.json").read_text())

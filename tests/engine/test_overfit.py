@@ -39,7 +39,7 @@ def training_set_map(plan: Plan, train: bool) -> float:
     (data,) = plan.sets
     split = data.manifest.splits["train"]
     batches = evaluation_batches(data.folder, split, plan.recipe.data.image_size, 64, rank=0, world=1, workers=0)
-    found: Extracted = extract(batches, {"model": model}, torch.device("cpu"), None)["model"]
+    found: Extracted = extract(batches, {"model": model}, torch.device("cpu"), 64, None)["model"]
     return float(summarise(rank_queries(found.features, found.features, found.rows, "cosine"))["mAP"])
 
 

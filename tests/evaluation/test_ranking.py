@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import oracle
@@ -14,7 +15,7 @@ from pool import Pool
 from vmreid.distributed import rank
 from vmreid.errors import UserError
 from vmreid.evaluation import counting, distances, tiles
-from vmreid.evaluation.distances import METRICS, Metric, exact_distances, prepare
+from vmreid.evaluation.distances import METRICS, Metric, exact_distances, ordered_sum, prepare
 from vmreid.evaluation.features import Features
 from vmreid.evaluation.protocol import summarise
 from vmreid.evaluation.ranking import rank_queries
@@ -356,3 +357,9 @@ def test_refuses_a_query_that_is_not_finite(value: float) -> None:
     query = features([[0.0, 1.0], [value, 1.0]], [1, 1], [0, 0])
     with pytest.raises(UserError, match="non-finite feature in query row 1"):
         rank_here(query, features([[0.0, 1.0]], [1], [1]), "euclidean")
+
+
+def test_lengths_are_rounded_as_ieee_754_asks() -> None:
+    features_NF = torch.randn(5000, 37, generator=torch.Generator().manual_seed(0))
+    squares_NF = features_NF.double().square()
+    assert prepare(features_NF, "cosine").length_N.tolist() == [math.sqrt(value) for value in ordered_sum(squares_NF).tolist()]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from vmreid.evaluation.distances import exact_sqrt
 from vmreid.evaluation.protocol import CMC_LENGTH
 
 HUE, SATURATION, VALUE = 16, 4, 4
@@ -39,7 +40,7 @@ def rgb_histogram(image_BCHW: torch.Tensor) -> torch.Tensor:
 
 def _square_root_of_counts(code_BL: torch.Tensor, size: int) -> torch.Tensor:
     counts = torch.zeros(len(code_BL), size, device=code_BL.device)
-    return counts.scatter_add_(1, code_BL, torch.ones_like(code_BL, dtype=counts.dtype)).sqrt()
+    return exact_sqrt(counts.scatter_add_(1, code_BL, torch.ones_like(code_BL, dtype=counts.dtype)))
 
 
 def chance(positives: torch.Tensor, candidates: torch.Tensor) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 Metric = Literal["euclidean", "cosine"]
@@ -50,12 +51,17 @@ def ordered_sum(x_NF: torch.Tensor) -> torch.Tensor:
     return x_NF[..., 0].clone()  # a view would keep all of it
 
 
+def exact_sqrt(x: torch.Tensor) -> torch.Tensor:
+    """The root that IEEE 754 asks for, as GPUs give it; torch's on a CPU may be its neighbour, another one for every processor."""
+    return x.sqrt() if x.is_cuda else torch.from_numpy(np.sqrt(x.numpy()))
+
+
 def prepare(features_NF: torch.Tensor, metric: Metric) -> Rows:
     """Rows with their lengths: finite exactly where a row is finite and its square not too large for float64."""
     length_N = torch.empty(len(features_NF), dtype=torch.float64, device=features_NF.device)
     for start in range(0, len(features_NF), ROWS):
         wide_NF = features_NF[start : start + ROWS].double()
-        length_N[start : start + ROWS] = ordered_sum(wide_NF * wide_NF).sqrt()
+        length_N[start : start + ROWS] = exact_sqrt(ordered_sum(wide_NF * wide_NF))
     return Rows(features_NF, length_N, metric)
 
 

@@ -221,15 +221,16 @@ def _extract_shards(
     plan: EvaluationPlan, name: str, shards: list[Shard], functions: dict[str, FeatureFunction], place: Place
 ) -> dict[str, Extracted]:
     recipe, split = plan.recipe, plan.manifest.splits[name]
+    size = recipe.evaluation.batch_size
     batches = evaluation_batches(
-        plan.data, split.model_copy(update={"shards": shards}), recipe.data.image_size, recipe.evaluation.batch_size,
+        plan.data, split.model_copy(update={"shards": shards}), recipe.data.image_size, size,
         rank=0, world=1, workers=recipe.data.workers,
     )  # fmt: skip
     if place.rank:
-        return extract(batches, functions, place.device, None)
+        return extract(batches, functions, place.device, size, None)
     pictures = sum(shard.pictures for shard in shards)
-    with Reporter(f"features of {name}, batch", -(-pictures // recipe.evaluation.batch_size)) as progress:
-        return extract(batches, functions, place.device, progress)
+    with Reporter(f"features of {name}, batch", -(-pictures // size)) as progress:
+        return extract(batches, functions, place.device, size, progress)
 
 
 def _widened(part: Extracted) -> Extracted:

@@ -29,17 +29,29 @@ class Extracted:
 
 @torch.no_grad()
 def extract(
-    batches: Iterable[Batch], functions: Mapping[str, FeatureFunction], device: torch.device, progress: Reporter | None
+    batches: Iterable[Batch],
+    functions: Mapping[str, FeatureFunction],
+    device: torch.device,
+    batch_size: int,
+    progress: Reporter | None,
 ) -> dict[str, Extracted]:
-    """This rank's features by every function, in float32 on the CPU, in index order; none where there are no batches."""
+    """This rank's features by every function, in float32 on the CPU, in index order; none where there are no batches.
+
+    ``batches`` have at most ``batch_size`` pictures; a function gets as many at once, fewer in the end.
+    """
     waiting, parts = ({name: list[torch.Tensor]() for name in functions} for _ in range(2))
     numbers = [torch.zeros(5, 0, dtype=torch.int64)]
-    for number, (batch, image_BCHW) in enumerate(_on_device(batches, device), 1):
+
+    def images() -> Iterator[torch.Tensor]:
+        for batch, image_BCHW in _on_device(batches, device):
+            numbers.append(torch.stack([batch.ids_B, batch.camids_B, batch.rows_B, batch.views_B, batch.types_B]))
+            yield image_BCHW
+
+    for number, image_BCHW in enumerate(_filled(images(), batch_size), 1):
         for name, function in functions.items():
             waiting[name].append(function(image_BCHW).float())
         if number % ON_DEVICE == 0:
             _to_host(waiting, parts)
-        numbers.append(torch.stack([batch.ids_B, batch.camids_B, batch.rows_B, batch.views_B, batch.types_B]))
         if progress:
             progress.advance()
     _to_host(waiting, parts)
@@ -68,6 +80,19 @@ def _on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple
             yield _arrived(*waiting.popleft())
     while waiting:
         yield _arrived(*waiting.popleft())
+
+
+def _filled(parts: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
+    """The same rows, ``size`` at once: each loader's worker ends with fewer."""
+    held: list[torch.Tensor] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= size:
+            rows = held[0] if len(held) == 1 else torch.cat(held)
+            yield rows[:size]
+            held = [rows[size:]] if len(rows) > size else []
+    if held:
+        yield torch.cat(held)
 
 
 def _arrived(batch: Batch, image_BCHW: torch.Tensor, copied: torch.cuda.Event) -> tuple[Batch, torch.Tensor]:
