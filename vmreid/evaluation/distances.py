@@ -52,7 +52,7 @@ def ordered_sum(x_NF: torch.Tensor) -> torch.Tensor:
 
 
 def exact_sqrt(x: torch.Tensor) -> torch.Tensor:
-    """The root that IEEE 754 asks for, as GPUs give it; torch's on a CPU may be its neighbour, another one for every processor."""
+    """The root that IEEE 754 asks for, as GPUs give it; on a CPU torch may give its neighbour, as the processor has it."""
     return x.sqrt() if x.is_cuda else torch.from_numpy(np.sqrt(x.numpy()))
 
 
