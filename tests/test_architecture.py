@@ -21,6 +21,7 @@ LAYERS = (  # from the top; a unit imports itself and what lies in lower layers
     (
         "vmreid.command",
         "vmreid.compat",
+        "vmreid.digests",
         "vmreid.distributed",
         "vmreid.graphs",
         "vmreid.precision",

@@ -14,6 +14,7 @@ import torch
 
 from shards.sources import synthetic
 from shards.writer import write_shards
+from vmreid.digests import DIGESTS, as_text, entries_of
 from vmreid.distributed import Place, rank, world_size
 from vmreid.engine.prepare import Plan, prepare
 from vmreid.engine.trainer import StepLogger, Trainer
@@ -99,6 +100,11 @@ def runs_of(project: Path) -> list[Run]:
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project / 'runs/mlflow.db'}")
     (experiment,) = [found for found in client.search_experiments() if found.name == "vmreid"]
     return client.search_runs([experiment.experiment_id])
+
+
+def seal(checkpoint: Path) -> None:
+    """Make a folder with files a whole checkpoint."""
+    (checkpoint / DIGESTS).write_text(as_text(entries_of(checkpoint.iterdir())))
 
 
 def set_words(*settings: str) -> list[str]:

@@ -8,6 +8,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from vmreid.digests import DIGESTS, damage
 from vmreid.errors import UserError
 from vmreid.recipes import Recipe, load_recipe
 
@@ -42,24 +43,31 @@ class RunFolder:
         return load_recipe(str(self.recipe_file), {}, [])
 
     def checkpoint(self, name: str | None) -> Path:
-        """Folder of a whole checkpoint by its name, or of the newest. Raises UserError where there is none."""
+        """Folder of a whole checkpoint by its name, or of the newest, with the weights that were written. Raises UserError."""
         if name is None:
             newest = self.latest()
             if newest is None:
                 again = f"train on with python -m launcher.train --out {self.path} --resume auto"
                 raise UserError(f"{self.path}: has no checkpoint yet; {again}")
-            return newest
-        found = sorted(path.parent.name for path in self.checkpoints.glob(f"*/{WEIGHTS}"))
-        if name not in found:
-            raise UserError(f"{self.checkpoints / name}: no whole checkpoint; {self.path} has {', '.join(found) or 'none'}")
-        return self.checkpoints / name
+            name = newest.name
+        chosen, found = self.checkpoints / name, ", ".join(path.name for path in self.whole()) or "none"
+        if chosen not in self.whole():
+            raise UserError(f"{chosen}: no whole checkpoint; {self.path} has {found}")
+        wrong = damage(chosen, [WEIGHTS])
+        if wrong:
+            raise UserError(f"{chosen}: damaged ({wrong}); give another by --checkpoint, {self.path} has {found}")
+        return chosen
+
+    def whole(self) -> list[Path]:
+        """Folders of whole checkpoints, oldest first."""
+        return sorted(path.parent for path in self.checkpoints.glob(f"step-*/{DIGESTS}"))
 
     def latest(self) -> Path | None:
         """Folder of the newest whole checkpoint, or None where there is none yet."""
         if not self.latest_file.is_file():
             return None
         checkpoint = self.checkpoints / self.latest_file.read_text().strip()
-        if not (checkpoint / WEIGHTS).is_file():
+        if not (checkpoint / DIGESTS).is_file():
             raise UserError(
                 f"{self.latest_file}: names {checkpoint.name}, which is not whole; write the name of another folder there"
             )

@@ -39,11 +39,11 @@ def killed_at(plan: Plan, step: int, moment: str) -> int:
             raise Interrupted
         return saves(self) or (moment == MOMENTS[2] and self.step == step)
 
-    def save_or_die(engine: Any, folder: RunFolder, state: TrainingState) -> None:
+    def save_or_die(engine: Any, folder: RunFolder, state: TrainingState, keep: int) -> None:
         if moment == MOMENTS[2] and state.step == step:  # DeepSpeed's files are there, the weights and ``latest`` are not
             engine.save_checkpoint(str(folder.checkpoints), tag=f"step-{state.step:06d}", save_latest=False)
             raise Interrupted
-        save(engine, folder, state)
+        save(engine, folder, state, keep)
 
     trainer.Trainer._saves, trainer.save_checkpoint = saves_or_dies, save_or_die  # type: ignore[method-assign]
     try:

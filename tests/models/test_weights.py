@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from tiny import seal
 
 from vmreid.compat import prepare_torchvision
 from vmreid.errors import UserError
@@ -182,6 +183,7 @@ def a_run(folder: Path, model: Model, size: tuple[int, int]) -> tuple[Path, Back
     state = ReIDModel(backbone, 5, (0.5,) * 3, (0.5,) * 3).state_dict()
     (folder / "checkpoints/step-000007").mkdir(parents=True)
     safetensors.torch.save_file(state, folder / "checkpoints/step-000007/weights.safetensors")
+    seal(folder / "checkpoints/step-000007")
     (folder / "checkpoints/latest").write_text("step-000007\n")
     return folder, backbone
 

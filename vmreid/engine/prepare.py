@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +15,10 @@ import torch
 
 from vmreid.data.identity_batches import IdentityBatches, check_split_over_ranks
 from vmreid.data.sets import ShardSet, digest_of_sets, evaluation_set, training_sets, with_whole_paths
-from vmreid.engine.checkpoint import check_resumable
+from vmreid.engine.checkpoint import check_data, newest_sound, state_of
 from vmreid.engine.compiled import check_compile
 from vmreid.engine.deepspeed_config import accumulation_steps, check_precision, read_deepspeed_config, zero_stage
+from vmreid.engine.universal import universal_form
 from vmreid.errors import UserError
 from vmreid.kernels import choose_backend
 from vmreid.models.registry import check_backbone, scans_maps, weights_file
@@ -31,6 +33,7 @@ MAY_CHANGE_ON_RESUME = (
     "data.skip_unreadable",
     "train.checkpoint_epochs",
     "train.checkpoint_steps",
+    "train.keep_checkpoints",
     "train.recompute",
     "evaluation.metric",
     "evaluation.batch_size",
@@ -60,6 +63,7 @@ class Plan:
     scan_backend: str
     scan_reason: str
     checkpoint: Path | None  # to resume from
+    form: Path | None  # of that, where another number of ranks wrote it
     judged_on: ShardSet | None  # where training is to evaluate
 
     @cached_property
@@ -88,9 +92,12 @@ def prepare(recipe: Recipe, recipe_file: Path, out: Path, resume: bool, world: i
     folder = RunFolder(out)
     recipe = _with_whole_paths(recipe, folder)
     checkpoint = _prepare_folder(folder, recipe, deepspeed, resume)
+    form = None
     if checkpoint:
-        check_resumable(checkpoint, world, digest_of_sets(sets))
-    return Plan(recipe, folder, sets, deepspeed, deepspeed_path, scan_backend, scan_reason, checkpoint, judged_on)
+        check_data(checkpoint, digest_of_sets(sets))
+        if state_of(checkpoint).world != world and zero_stage(deepspeed):
+            form = universal_form(checkpoint)
+    return Plan(recipe, folder, sets, deepspeed, deepspeed_path, scan_backend, scan_reason, checkpoint, form, judged_on)
 
 
 def identity_batches(recipe: Recipe, indexes: Sequence[np.ndarray], sets: Sequence[ShardSet]) -> IdentityBatches:
@@ -124,7 +131,10 @@ def _prepare_folder(folder: RunFolder, recipe: Recipe, deepspeed: dict[str, Any]
                 f"{folder.deepspeed_file}: differs from --deepspeed_config; leave that out to resume, or give a new --out"
             )
         write_atomically(folder.recipe_file, dump_recipe(recipe))  # launcher.evaluate reads from it what may have changed
-        return folder.latest()
+        checkpoint, problems = newest_sound(folder)
+        for problem in problems:
+            print(f"{problem}; going on from {checkpoint.name if checkpoint else 'the start'}", file=sys.stderr)
+        return checkpoint
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.deepspeed_file, text)
     write_atomically(folder.recipe_file, dump_recipe(recipe))

@@ -13,7 +13,7 @@ from torch import nn
 
 def make_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
     """All ranks, in a process group. The DeepSpeed engine around ``module`` and ``optimizer``; ``take_step`` steps it."""
-    deepspeed = _import_deepspeed()
+    deepspeed = import_deepspeed()
     if not config.get("zero_optimization", {}).get("stage", 0):
         config = {**config, "gradient_clipping": 0}  # take_step clips
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
@@ -39,10 +39,11 @@ def take_step(engine: Any, clipping: float) -> torch.Tensor | float:
 
 def gathered(parameters: list[nn.Parameter]) -> Any:
     """All ranks. Context in which parameters that ZeRO-3 has partitioned are whole; for the others, nothing happens."""
-    return _import_deepspeed().zero.GatheredParameters(parameters)
+    return import_deepspeed().zero.GatheredParameters(parameters)
 
 
-def _import_deepspeed() -> Any:
+def import_deepspeed() -> Any:
+    """The package, its own printing and its builds off; in a process group, joined to that."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's own old calls
@@ -52,6 +53,6 @@ def _import_deepspeed() -> Any:
     # The shared-memory op serves inference alone. Its build takes a minute, and one killed in that build leaves a lock
     # on which every later rank waits for ever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not deepspeed.comm.is_initialized():
+    if torch.distributed.is_initialized() and not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=torch.distributed.get_backend(), dist_init_required=False, verbose=False)
     return deepspeed

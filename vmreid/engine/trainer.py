@@ -73,11 +73,13 @@ class Trainer:
         self.accumulation = accumulation_steps(plan.deepspeed)
         config = with_derived_keys(plan.deepspeed, recipe.train.batch_size, place.world, computes_bf16(place.device))
         self.clipping = config["gradient_clipping"]
+        if plan.form:
+            config["checkpoint"] = {"load_universal": True}
         module = TrainingModule(model, recipe.loss, recipe.train.compile)
         self.engine = make_engine(module, build_optimizer(module, recipe.optim), config)
         self.step = 0
         if plan.checkpoint:
-            self.step = load_checkpoint(self.engine, plan.folder, plan.checkpoint).step
+            self.step = load_checkpoint(self.engine, plan.checkpoint, plan.form).step
         transform = TrainTransform(recipe.data.image_size, recipe.data.augment)
         ranges = JoinedRanges([each.train_ranges(index) for each, index in zip(plan.sets, indexes, strict=True)])
         self.stream = TrainStream(
@@ -105,7 +107,7 @@ class Trainer:
                 self._account(taken, log)
                 taken = None
                 state = TrainingState(self.step, self.place.world, self.plan.data_digest)
-                save_checkpoint(self.engine, self.plan.folder, state)
+                save_checkpoint(self.engine, self.plan.folder, state, recipe.train.keep_checkpoints)
                 self._judge(log)
         if log:
             log.close()

@@ -85,10 +85,10 @@ def weights_file(given: str) -> Path:
     """The file that ``model.weights`` stands for: itself, or the newest weights of a run's folder. Raises UserError."""
     path = Path(given)
     if path.is_dir():
-        checkpoint = RunFolder(path).latest()
-        if checkpoint is None:
+        run = RunFolder(path)
+        if run.latest() is None:
             raise UserError(f"model.weights {given}: a folder without a checkpoint; give a trained run's folder, or a file")
-        path = checkpoint / WEIGHTS
+        path = run.checkpoint(None) / WEIGHTS
     if not path.is_file():
         raise UserError(
             f"model.weights {given}: no such file; give a published checkpoint, a run's folder, or null to start from scratch"
