@@ -45,7 +45,7 @@ def main(words: Sequence[str]) -> None:
     for name in reports:
         tracker.log_artifact(given.out / name)
     tracker.describe(reports["report.md"])
-    tracker.close(finished=True)
+    tracker.close("FINISHED")
     print(f"{as_text(comparison)}\n\nreport: {given.out / 'report.html'}")
 
 

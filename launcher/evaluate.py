@@ -61,7 +61,7 @@ def main(words: Sequence[str]) -> None:
                 _keep(job, found, tracker)
     finally:
         if tracker:
-            tracker.close(finished=True)
+            tracker.close("FINISHED")
     stop_process_group()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmreid.command import Parser, run
+from vmreid.command import TO_GO_ON, Parser, run
 
 if TYPE_CHECKING:
     from vmreid.engine.prepare import Plan
@@ -26,8 +26,8 @@ FLAGS = {
 }
 
 
-def main(words: Sequence[str]) -> None:
-    """All ranks."""
+def main(words: Sequence[str]) -> int:
+    """All ranks. 0, or ``TO_GO_ON`` where a signal ended it early."""
     parser = Parser(prog="python -m launcher.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
     parser.add_argument("--recipe", help="name such as note, or YAML file; default: the run's own on a resume, else note")
@@ -52,18 +52,23 @@ def main(words: Sequence[str]) -> None:
             print("\n".join(trainer.description()), flush=True)
             if tracker:
                 _describe(tracker, plan, trainer, words)
-        trainer.train(tracker)
+        asked = trainer.train(tracker)
     except BaseException:
         if tracker:
             with contextlib.suppress(Exception):  # what happened first is what must be told
-                tracker.close(finished=False)
+                tracker.close("FAILED")
         raise
     if tracker:
         tracker.log_artifact(plan.folder.log_file)
-        tracker.close(finished=True)
+        tracker.close("KILLED" if asked else "FINISHED")
     stop_process_group()
+    if asked:
+        if place.rank == 0:
+            print(f"{asked}: stopped at {plan.folder.latest()}; the same command with --resume auto goes on from there")
+        return TO_GO_ON
     if place.rank == 0:
         print(f"{plan.folder.latest()}\nevaluate it: python -m launcher.evaluate --run {plan.folder.path}")
+    return 0
 
 
 def _prepare(given: object, world: int) -> tuple[Plan, MlflowRun]:

@@ -1,7 +1,7 @@
 """What every command shares: its parser, and how it ends when something goes wrong.
 
 A user's mistake gives one line on standard error and exit status 2, an interruption 130, anything else a traceback and
-1. On several ranks the rank that failed first tells, the others keep still.
+1. On several ranks the rank that failed first tells, the others keep still and end with ``RANK_LOST``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 
 from vmreid.errors import UserError
 
+TO_GO_ON = 75  # status of a run that a signal has stopped with a checkpoint: EX_TEMPFAIL of sysexits.h
+RANK_LOST = 74  # status where another rank went without a word: EX_IOERR
 SECONDS_FOR_THE_FIRST = 3.0  # what a rank waits before it speaks, where another has more to say
 ANOTHER_RANK_ENDED = re.compile(
     r"connection (was likely )?(closed|reset|refused)|broken pipe|remote process exit|ncclRemoteError",
@@ -149,6 +151,7 @@ def _crash(error: BaseException, debug: bool) -> NoReturn:
         if debug:
             traceback.print_exc()
         print(f"[rank {rank}] stopped: another rank ended first", file=sys.stderr)
+        _leave(RANK_LOST)
     else:
         text = "".join(traceback.format_exception(error))
         print(f"[rank {rank}] {text}" if together or rank else text, end="", file=sys.stderr)

@@ -23,7 +23,7 @@ def open_and_log(folder: Path) -> str:
     own.mkdir()
     run = MlflowRun(RunFolder(own), f"run {rank()}", "tests")
     run.log(1, {"loss": float(rank())})
-    run.close(finished=True)
+    run.close("FINISHED")
     return run.run_id
 
 
@@ -40,11 +40,11 @@ def open_twice(folder: Path) -> None:
     """On a rank of the pool: a run that fails after step 3 and goes on from a checkpoint of step 2."""
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
-    for steps, finished in (((1, 2, 3), False), ((3, 4), True)):
+    for steps, status in (((1, 2, 3), "FAILED"), ((3, 4), "FINISHED")):
         run = MlflowRun(RunFolder(folder), "it", "tests")
         for step in steps:
             run.log(step, {"loss": step / 2})
-        run.close(finished)
+        run.close(status)
 
 
 def test_a_run_opened_again_goes_on_without_repeating_steps(ranks, tmp_path):

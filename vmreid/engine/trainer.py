@@ -27,6 +27,7 @@ from vmreid.engine.memory import peak_bytes
 from vmreid.engine.prepare import Plan, identity_batches
 from vmreid.engine.recompute import recompute_blocks
 from vmreid.engine.start import make_engine, take_step
+from vmreid.engine.stop import StopWish
 from vmreid.engine.training_module import StepResult, TrainingModule
 from vmreid.models import BACKBONES, ReIDModel, build_backbone
 from vmreid.models.registry import load_weights
@@ -87,13 +88,20 @@ class Trainer:
             begin=self.step, end=self.steps, skip=recipe.data.skip_unreadable,
         )  # fmt: skip
 
-    def train(self, logger: StepLogger | None) -> None:
-        """All ranks. Train from ``self.step`` to the end; rank 0 writes ``log.jsonl`` and calls ``logger``."""
+    def train(self, logger: StepLogger | None) -> str:
+        """All ranks. Train from ``self.step`` to the end, or until a signal asks for a checkpoint and an early end; its name, or
+        nothing. Rank 0 writes ``log.jsonl`` and calls ``logger``."""
+        with StopWish() as wish:
+            return self._train(logger, wish)
+
+    def _train(self, logger: StepLogger | None, wish: StopWish) -> str:
         recipe = self.plan.recipe
         loader = self.stream.loader(recipe.data.workers)
         log = StepLog(self.plan, self.step, self.steps, logger) if self.place.rank == 0 else None
         taken: StepTaken | None = None
-        while self.step < self.steps:
+        asked = ""
+        while self.step < self.steps and not asked:
+            wish.vote()
             begin = time.monotonic()
             seed_everything(recipe.seed, self.step, self.place.rank)
             rate = learning_rate(recipe.optim, self.step, self.steps, self.steps_per_epoch)
@@ -103,7 +111,8 @@ class Trainer:
             results, gradient_norm = self._finish_step(first, loader, rate)
             self.step += 1
             taken = StepTaken(self.step, rate, results, gradient_norm, time.monotonic() - begin)
-            if self._saves():
+            asked = wish.agreed()
+            if asked or self._saves():
                 self._account(taken, log)
                 taken = None
                 state = TrainingState(self.step, self.place.world, self.plan.data_digest)
@@ -111,6 +120,7 @@ class Trainer:
                 self._judge(log)
         if log:
             log.close()
+        return asked if self.step < self.steps else ""
 
     def _saves(self) -> bool:
         """Whether a checkpoint is due after ``self.step`` steps."""

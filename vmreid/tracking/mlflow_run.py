@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vmreid.errors import UserError
 from vmreid.run_folder import RunFolder, write_atomically
@@ -94,13 +94,13 @@ class MlflowRun:
         send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         send(self.run_id, str(path), folder)
 
-    def close(self, finished: bool) -> None:
-        """Wait for what is on its way and set the run's status: FINISHED or FAILED."""
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """Wait for what is on its way and set the run's status; KILLED: stopped by a signal, to go on."""
         import mlflow
 
         mlflow.set_tracking_uri(self.uri)
         mlflow.flush_async_logging()
-        self._client.set_terminated(self.run_id, "FINISHED" if finished else "FAILED")
+        self._client.set_terminated(self.run_id, status)
 
     def _send(self, step: int, values: dict[str, float]) -> None:
         from mlflow.entities import Metric
