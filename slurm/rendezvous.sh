@@ -28,14 +28,20 @@ export PYTHONUNBUFFERED=1 # a rank that is killed has its last lines in the log
 PYTHON=python3
 if [[ ${#SITE_CONTAINER[@]} -eq 0 && -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi
 
-# run_ranks MODULE ARGS...: `python -m MODULE ARGS...` once a rank. The exit code is the first failing rank's.
+# run_ranks MODULE ARGS...: `python -m MODULE ARGS...` once a rank. The exit code is the first failing rank's; where none could
+# tell one, srun's, and RANK_TOLD is empty.
 run_ranks() {
   local code=0
+  RANK_TOLD=""
   export FIRST_FAILURE="$PWD/.first-failure-$SLURM_JOB_ID"
   rm -f "$FIRST_FAILURE"
   pass_signals srun --label --kill-on-bad-exit=1 --wait=60 "${SITE_SRUN[@]}" \
     bash slurm/rank.sh "${SITE_CONTAINER[@]}" "$PYTHON" -m "$@" || code=$?
-  if [[ -s "$FIRST_FAILURE" ]]; then code=$(<"$FIRST_FAILURE"); fi
+  if [[ -s "$FIRST_FAILURE" ]]; then
+    code=$(<"$FIRST_FAILURE")
+    # shellcheck disable=SC2034  # slurm/requeue.sh reads it
+    RANK_TOLD=yes
+  fi
   rm -f "$FIRST_FAILURE"
   return "$code"
 }

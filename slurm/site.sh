@@ -16,6 +16,8 @@ SITE_CONTAINER=()   # EDIT  command in front of python, e.g. (apptainer exec --n
 SITE_SRUN=()        # EDIT  more srun flags, e.g. (--mpi=none) or pyxis: (--container-image=/shared/vmreid.sqsh)
 SITE_INTERFACE=""   # EDIT  network interface of NCCL and gloo, e.g. "ib0"; empty: they choose
 
+SITE_RESTARTS=100   # EDIT  so often a training job starts again by itself, after lost nodes and before time limits
+
 # EDIT  any other default of sbatch may be set here in the same way (man sbatch, INPUT ENVIRONMENT VARIABLES), e.g.
 # export SBATCH_TIMELIMIT=24:00:00 SBATCH_GPUS_PER_NODE=8
 

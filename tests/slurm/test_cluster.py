@@ -1,0 +1,134 @@
+"""Training jobs on a Slurm cluster that loses nodes, network and time: what comes out is what an undisturbed run gives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from cluster import Cluster, cluster, missing
+from tiny import SMALL, plan_run, read_json_lines, set_words, train_on_ranks, write_set
+
+from vmreid.engine.checkpoint import newest_sound
+from vmreid.run_folder import WEIGHTS, RunFolder
+
+ROOT = Path(__file__).parents[2]
+EPOCHS = 120  # steps: so many that one can strike in between
+SETTINGS = [*SMALL["VIT-S"], f"train.epochs={EPOCHS}", "train.checkpoint_epochs=10", "deepspeed_config=zero1_fp32"]
+why_not = missing()
+pytestmark = pytest.mark.skipif(bool(why_not), reason=why_not)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ranks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a set and a run of two ranks."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_set(folder / "data")
+    ranks.run(2, train_on_ranks, plan_run(folder / "run", folder / "data", SETTINGS, world=2), seconds=300)
+    return folder
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Iterator[Cluster]:
+    with cluster(tmp_path / "cluster", 2) as here:
+        yield here
+
+
+def submit(here: Cluster, folder: Path, data: Path) -> str:
+    """A training job, one rank a node; its number."""
+    words = ["--recipe", "demo", "--backbone", "VIT-S", "--data", str(data), "--out", str(folder / "run"), *set_words(*SETTINGS)]
+    export = f"--export=ALL,MLFLOW_TRACKING_URI=sqlite:///{folder}/mlflow.db"
+    return here.submit(ROOT, f"--nodes={len(here.nodes)}", f"--output={folder}/job.out", export, "slurm/train.sbatch", *words)
+
+
+def wait_for_steps(folder: Path, steps: int, seconds: float = 120) -> None:
+    """Until a run has taken so many."""
+    log, end = folder / "run/log.jsonl", time.monotonic() + seconds
+    while not log.is_file() or len(log.read_text().splitlines()) < steps:
+        assert time.monotonic() < end, (folder / "job.out").read_text() if (folder / "job.out").is_file() else "no output"
+        time.sleep(0.05)
+
+
+def assert_as_undisturbed(folder: Path, undisturbed: Path) -> None:
+    runs = [RunFolder(each / "run") for each in (undisturbed, folder)]
+    assert newest_sound(runs[1])[1] == []
+    expected, weights = (safetensors.torch.load_file(run.checkpoint(None) / WEIGHTS) for run in runs)
+    assert all(torch.equal(expected[name], weights[name]) for name in expected | weights)
+    assert read_json_lines(runs[1].log_file) == read_json_lines(runs[0].log_file)
+    printed = (folder / "job.out").read_text()
+    assert any(f"from step {step}" in printed for step in range(20, EPOCHS)), "it went on from a checkpoint"
+
+
+def test_a_node_without_power_costs_no_more_than_steps(two_nodes: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    job = submit(two_nodes, tmp_path, undisturbed / "data")
+    wait_for_steps(tmp_path, 25)
+    two_nodes.power_off("node2")
+    two_nodes.wait_for_job(job, "PENDING", 60, restarts=1)
+    two_nodes.boot("node2")
+    two_nodes.wait_for_job(job, "COMPLETED", 120, restarts=1)
+    assert_as_undisturbed(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_the_batch_node_without_power(two_nodes: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    job = submit(two_nodes, tmp_path, undisturbed / "data")
+    wait_for_steps(tmp_path, 25)
+    two_nodes.power_off("node1")
+    two_nodes.wait_for_job(job, "PENDING", 60, restarts=1)
+    two_nodes.boot("node1")
+    two_nodes.wait_for_job(job, "COMPLETED", 120, restarts=1)
+    assert_as_undisturbed(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_back_before_slurm_has_seen_it_down(two_nodes: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    job = submit(two_nodes, tmp_path, undisturbed / "data")
+    wait_for_steps(tmp_path, 25)
+    two_nodes.crash("node2")
+    two_nodes.boot("node2")
+    two_nodes.wait_for_job(job, "COMPLETED", 240, restarts=1)
+    assert_as_undisturbed(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_cut_network(two_nodes: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    job = submit(two_nodes, tmp_path, undisturbed / "data")
+    wait_for_steps(tmp_path, 25)
+    two_nodes.cut("node2")
+    two_nodes.wait_for_job(job, "PENDING", 60, restarts=1)
+    two_nodes.join("node2")
+    two_nodes.wait_for_job(job, "COMPLETED", 180, restarts=1)
+    assert_as_undisturbed(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_before_its_time_limit_a_job_saves_and_waits_for_more(two_nodes: Cluster, undisturbed: Path, tmp_path: Path) -> None:
+    """The batch shell gets the signal of ``--signal=B:USR1`` by hand: Slurm looks at time limits every 30 s only."""
+    job = submit(two_nodes, tmp_path, undisturbed / "data")
+    wait_for_steps(tmp_path, 25)
+    two_nodes.run("scancel", "--batch", "--signal=USR1", job)
+    two_nodes.wait_for_job(job, "COMPLETED", 180, restarts=1)
+    assert_as_undisturbed(tmp_path, undisturbed)
+    printed = (tmp_path / "job.out").read_text()
+    assert "SIGUSR1: stopped at" in printed
+    assert "the time limit is near; back into the queue" in printed
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_the_job_at_once(two_nodes: Cluster, tmp_path: Path) -> None:
+    words = ["slurm/train.sbatch", "--out", str(tmp_path / "x"), "--backbone", "VIT-X"]
+    job = two_nodes.submit(ROOT, "--nodes=2", f"--output={tmp_path}/job.out", *words)
+    with pytest.raises(RuntimeError, match=r"is FAILED \(2:0\), restarts 0"):
+        two_nodes.wait_for_job(job, "COMPLETED", 60)
+    assert "VIT-X" in (tmp_path / "job.out").read_text()
+
+
+@pytest.mark.slow
+def test_all_scripts_would_be_taken(two_nodes: Cluster) -> None:
+    scripts = sorted((ROOT / "slurm").glob("*.sbatch"))
+    assert scripts
+    for script in scripts:
+        two_nodes.run("sbatch", "--test-only", str(script), "--out", "x", folder=ROOT)
