@@ -6,6 +6,7 @@
 set -uo pipefail
 source slurm/signals.sh
 
+: >"$FIRST_FAILURE-begun"
 pass_signals "$@"
 code=$?
 if ((code != 0)); then

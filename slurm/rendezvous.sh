@@ -29,19 +29,20 @@ PYTHON=python3
 if [[ ${#SITE_CONTAINER[@]} -eq 0 && -x .venv/bin/python ]]; then PYTHON=.venv/bin/python; fi
 
 # run_ranks MODULE ARGS...: `python -m MODULE ARGS...` once a rank. The exit code is the first failing rank's; where none could
-# tell one, srun's, and RANK_TOLD is empty.
+# tell one, srun's; RANKS_LOST is then set if they had begun.
 run_ranks() {
   local code=0
-  RANK_TOLD=""
+  RANKS_LOST=""
   export FIRST_FAILURE="$PWD/.first-failure-$SLURM_JOB_ID"
-  rm -f "$FIRST_FAILURE"
+  rm -f "$FIRST_FAILURE" "$FIRST_FAILURE-begun"
   pass_signals srun --label --kill-on-bad-exit=1 --wait=60 "${SITE_SRUN[@]}" \
     bash slurm/rank.sh "${SITE_CONTAINER[@]}" "$PYTHON" -m "$@" || code=$?
   if [[ -s "$FIRST_FAILURE" ]]; then
     code=$(<"$FIRST_FAILURE")
+  elif [[ -e "$FIRST_FAILURE-begun" ]]; then
     # shellcheck disable=SC2034  # slurm/requeue.sh reads it
-    RANK_TOLD=yes
+    RANKS_LOST=yes
   fi
-  rm -f "$FIRST_FAILURE"
+  rm -f "$FIRST_FAILURE" "$FIRST_FAILURE-begun"
   return "$code"
 }

@@ -1,5 +1,5 @@
 # Sourced helper: end_or_requeue CODE, after run_ranks.
-# shellcheck shell=bash disable=SC2154  # GOT_SIGNAL, RANK_TOLD and SITE_RESTARTS come from the files sourced before
+# shellcheck shell=bash disable=SC2154  # GOT_SIGNAL, RANKS_LOST and SITE_RESTARTS come from the files sourced before
 
 TO_GO_ON=75  # vmreid/command.py: stopped by a signal, with a checkpoint
 RANK_LOST=74 # vmreid/command.py: another rank went without a word
@@ -15,7 +15,7 @@ end_or_requeue() {
   fi
   if [[ "$GOT_SIGNAL" == USR1 ]] && ((code == TO_GO_ON || code == 138)); then # 138: it had not begun to train
     requeue "the time limit is near"
-  elif [[ -z "$RANK_TOLD" ]] || ((code == RANK_LOST)); then
+  elif [[ -n "$RANKS_LOST" ]] || ((code == RANK_LOST)); then
     # Slurm starts the job again by itself once it sees the node down, and this script must still run then. A node that is back
     # before that was never down to Slurm.
     local seconds

@@ -6,6 +6,7 @@
 # GOT_SIGNAL is the last one's name.
 pass_signals() {
   local child code=0 signal woken=1
+  # shellcheck disable=SC2034  # slurm/requeue.sh reads it
   GOT_SIGNAL=""
   "$@" &
   child=$!

@@ -20,7 +20,9 @@ SHELLCHECK = shutil.which("shellcheck", path=Path(sys.executable).parent) or shu
 EMPTY_SITE = {"PARTITION": '""', "ACCOUNT": '""', "MODULES": "()", "CONTAINER": "()", "SRUN": "()", "INTERFACE": '""'}
 
 FAKES = {
-    "bin/scontrol": 'printf "node07\\nnode08\\nnode09\\n"',
+    "bin/scontrol": """
+        echo "$*" >>record/scontrol
+        if [[ $* == "show config" ]]; then echo "SlurmdTimeout = 2 sec"; else printf "node07\\nnode08\\nnode09\\n"; fi""",
     "bin/srun": """
         printf '%s\\0' "$@" >record/srun; env -0 >record/environment
         while [[ $1 == -* ]]; do shift; done
@@ -100,7 +102,7 @@ def test_parses(script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed (apt-get install shellcheck)")
+@pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed (apt-get install shellcheck)")
 def test_shellcheck_is_silent() -> None:
     found = subprocess.run([SHELLCHECK or "", *SCRIPTS], capture_output=True, text=True)
     assert found.stdout + found.stderr == ""
@@ -109,7 +111,7 @@ def test_shellcheck_is_silent() -> None:
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.name)
 def test_is_short_and_names_a_module_that_exists(job: Path) -> None:
     text = job.read_text()
-    modules = re.findall(r"^run_ranks (\S+) \"\$@\"$", text, flags=re.MULTILINE)
+    modules = re.findall(r"^run_ranks (\S+) \"\$@\"", text, flags=re.MULTILINE)
     assert len(modules) == 1
     assert importlib.util.find_spec(modules[0]) is not None
     assert len(text.splitlines()) <= 40
@@ -181,6 +183,60 @@ def test_a_signal_to_the_batch_shell_reaches_the_rank(cluster: Cluster, name: st
     process.communicate(timeout=20)
     assert (cluster.folder / "record/came").exists()
     assert process.returncode == 5
+
+
+def in_no_time(cluster: Cluster) -> None:
+    """Let a job's own waiting take no time."""
+    sleep = cluster.folder / "bin/sleep"
+    sleep.write_text('#!/usr/bin/env bash\necho "sleep $*" >>record/scontrol\n')
+    sleep.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "again"),
+    [
+        (1, 0, False),  # a rank said what is wrong
+        (2, 0, False),
+        (75, 0, False),  # stopped by somebody, not by the time limit's signal
+        (137, 0, False),  # one rank was killed, its node lives
+        (74, 0, True),  # another rank went without a word
+        (74, 100, False),  # too often
+    ],
+)
+def test_a_job_starts_again_only_where_it_can_go_on(cluster: Cluster, code: int, restarts: int, again: bool) -> None:
+    in_no_time(cluster)
+    ended, errors = cluster.run("train", FAKE_RANK=f"exit {code}", SLURM_RESTART_COUNT=str(restarts))
+    asked = (cluster.folder / "record/scontrol").read_text().splitlines()
+    assert ("requeue 4711" in asked) == again
+    if again:
+        assert asked.index("sleep 23") < asked.index("requeue 4711"), "Slurm has time to find the node down"
+        assert "a rank was lost" in errors
+    else:
+        assert ended == code
+
+
+def test_a_lost_node_takes_its_word_with_it(cluster: Cluster) -> None:
+    in_no_time(cluster)
+    cluster.run("train", FAKE_SRUN='exec timeout --signal=KILL 0.5 "$@"', FAKE_RANK="exec /bin/sleep 20")
+    assert "requeue 4711" in (cluster.folder / "record/scontrol").read_text().splitlines()
+
+
+def test_near_its_time_limit_a_job_saves_and_starts_again(cluster: Cluster) -> None:
+    in_no_time(cluster)
+    process = cluster.start(
+        "train", FAKE_RANK='trap "exit 75" USR1; touch record/ready; for i in $(seq 500); do /bin/sleep 0.02; done'
+    )
+    while not (cluster.folder / "record/ready").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    _, errors = process.communicate(timeout=20)
+    assert "the time limit is near; back into the queue" in errors
+    assert "requeue 4711" in (cluster.folder / "record/scontrol").read_text().splitlines()
+
+
+def test_a_job_that_starts_again_resumes(cluster: Cluster) -> None:
+    cluster.run("train", "--out", "runs/x", SLURM_RESTART_COUNT="2")
+    assert cluster.record("python")[2:] == ["--out", "runs/x", "--resume", "auto"]
 
 
 def test_shards_are_written_by_one_task(cluster: Cluster) -> None:
