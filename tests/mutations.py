@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COPIED = ("launcher", "shards", "vmreid", "tests", "ds_configs", "setup.cfg", "pyproject.toml")
+COPIED = ("launcher", "shards", "slurm", "vmreid", "tests", "ds_configs", "setup.cfg", "pyproject.toml")
 GREEN, RED = 0, 1  # pytest's exit status; all others say that the tests did not run
 HEADING = """# Mutation check
 
@@ -83,6 +83,7 @@ TEST_KILLED = "tests/distributed/test_resume.py::test_killed_at_20_moments_the_l
 TEST_FUSED, TEST_RECOMPUTE = "tests/kernels/test_fused.py", "tests/distributed/test_recompute.py"
 TEST_FLAT = "tests/distributed/test_flat_backbone.py::test_the_same_is_trained_and_saved_under_the_same_names"
 TEST_CLIPPING = "tests/distributed/test_training_steps.py::test_clipping_comes_from_the_json"
+TEST_CHECKPOINTS = "tests/engine/test_checkpoints.py"
 TEST_RESUMED = "tests/distributed/test_training_steps.py::test_six_steps_equal_three_and_resume_and_three"
 TEST_METRIC = "tests/evaluation/test_ranking.py::test_by_hand"
 TEST_LEDGER = "tests/launcher/test_score.py::test_the_ledger_says_what_was_scored"
@@ -135,7 +136,7 @@ FAULTS = (
     Fault("without ZeRO: gradients are not clipped", "vmreid/engine/start.py",
           "if clipping and engine", "if False and engine", TEST_CLIPPING),
     Fault("a step's numbers are forgotten where a checkpoint is due", TRAINER,
-          "if self._saves():\n                self._account(taken, log)\n", "if self._saves():\n", TEST_RESUMED),
+          "if asked or self._saves():\n                self._account(taken, log)\n", "if asked or self._saves():\n", TEST_RESUMED),
     Fault("VMamba: blocks lack their MLP", VMAMBA,
           "x_BHWC + self.fc2(F.gelu(self.fc1(self.norm2(x_BHWC))))", "x_BHWC", TEST_GRADIENTS),
     Fault("VMamba: depth counts the blocks of the second stage", VMAMBA,
@@ -260,12 +261,12 @@ FAULTS = (
     Fault("clipping: the JSON's gradient_clipping does not reach DeepSpeed", CONFIG,
           "        **config,\n", '        **{**config, "gradient_clipping": 1.0},\n', TEST_CLIPPING),
     Fault("resume: the optimizer's state is not restored", CHECKPOINT,
-          "tag=checkpoint.name)", "tag=checkpoint.name, load_optimizer_states=False)", TEST_RESUME),
+          "tag=source.name)", "tag=source.name, load_optimizer_states=False)", TEST_RESUME),
     Fault("resume: checkpoints at the ends of epochs alone", TRAINER,
           "train.checkpoint_steps or self.steps", "self.steps", TEST_KILLED),
     Fault("resume: begins again at step 0", TRAINER,
-          "self.step = load_checkpoint(self.engine, plan.folder, plan.checkpoint).step",
-          "load_checkpoint(self.engine, plan.folder, plan.checkpoint)", TEST_RESUME),
+          "self.step = load_checkpoint(self.engine, plan.checkpoint, plan.form).step",
+          "load_checkpoint(self.engine, plan.checkpoint, plan.form)", TEST_RESUME),
     Fault("resume: log lines after the checkpoint are kept", TRAINER,
           ".splitlines(keepends=True)[:step]", ".splitlines(keepends=True)", TEST_RESUME),
     Fault("MLflow: a resumed run makes a new run", MLFLOW,
@@ -312,6 +313,31 @@ FAULTS = (
           "_counts(gallery_part[~junk])", "_counts(gallery_part)", TEST_LEDGER),
     Fault("comparison: every run counts as of the first's protocol", RUN_PROTOCOLS,
           "if protocol.ledger == own", "if True", "tests/report/test_report.py"),
+    Fault("another world size: all groups count their steps in one tensor", CHECKPOINT,
+          'values["step"] = values["step"].clone()', 'values["step"] = values["step"]',
+          "tests/distributed/test_world_sizes.py::test_two_ranks_one_and_three[zero3_fp32]"),
+    Fault("another world size: BNNeck forgets its statistics", CHECKPOINT,
+          "buffer.copy_(weights[name])", "pass",
+          "tests/distributed/test_world_sizes.py::test_two_ranks_one_and_three[zero1_fp32]"),
+    Fault("checkpoint: what is damaged is taken", "vmreid/digests.py",
+          "if digest != entries[name][1]:", "if False:", TEST_CHECKPOINTS),
+    Fault("checkpoint: the best goes", CHECKPOINT,
+          "path.name not in (*whole[-keep:], best)", "path.name not in whole[-keep:]", TEST_CHECKPOINTS),
+    Fault("checkpoint: a save keeps what a killed one left", CHECKPOINT,
+          "for old in (path, path.with_name(name + SUFFIX)):", "for old in ():", TEST_CHECKPOINTS),
+    Fault("signal: the others do not hear of it", "vmreid/engine/stop.py",
+          "self._work = dist.all_reduce(self._vote, op=dist.ReduceOp.MAX, async_op=True)", "pass",
+          "tests/distributed/test_stop.py"),
+    Fault("in training: every epoch's checkpoint is judged", TRAINER,
+          "self.step % (epochs * self.steps_per_epoch) == 0", "self.step % self.steps_per_epoch == 0",
+          "tests/evaluation/test_in_training.py"),
+    Fault("extraction: what workers end with is lost", EXTRACT,
+          "held = [rows[size:]] if len(rows) > size else []", "held = []", "tests/evaluation/test_evaluate.py"),
+    Fault("lengths: rounded as the processor has it", "vmreid/evaluation/distances.py",
+          "return x.sqrt() if x.is_cuda else torch.from_numpy(np.sqrt(x.numpy()))", "return x.sqrt()",
+          "tests/evaluation/test_ranking.py::test_lengths_are_rounded_as_ieee_754_asks"),
+    Fault("job: a mistake starts again and again", "slurm/requeue.sh",
+          '[[ -n "$RANKS_LOST" ]] || ((code == RANK_LOST))', "((code > 0))", "tests/slurm/test_scripts.py"),
 )
 # fmt: on
 
