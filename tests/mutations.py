@@ -136,7 +136,7 @@ FAULTS = (
     Fault("without ZeRO: gradients are not clipped", "vmreid/engine/start.py",
           "if clipping and engine", "if False and engine", TEST_CLIPPING),
     Fault("a step's numbers are forgotten where a checkpoint is due", TRAINER,
-          "if asked or self._saves():\n                self._account(taken, log)\n", "if asked or self._saves():\n", TEST_RESUMED),
+          "self._saves():\n                self._account(taken, log)\n", "self._saves():\n", TEST_RESUMED),
     Fault("VMamba: blocks lack their MLP", VMAMBA,
           "x_BHWC + self.fc2(F.gelu(self.fc1(self.norm2(x_BHWC))))", "x_BHWC", TEST_GRADIENTS),
     Fault("VMamba: depth counts the blocks of the second stage", VMAMBA,

@@ -1,5 +1,5 @@
 """The files of one run: recipe.yaml, deepspeed.json, log.jsonl, evaluations.jsonl, non_finite.jsonl, metrics.json,
-queries.npz, mlflow.json, features/, pictures/, checkpoints/."""
+queries.npz, mlflow.json, mlflow_later.jsonl (what MLflow could not be told yet), features/, pictures/, checkpoints/."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class RunFolder:
         self.evaluations_file = path / "evaluations.jsonl"
         self.queries_file = path / QUERIES
         self.mlflow_file = path / "mlflow.json"
+        self.mlflow_later_file = path / "mlflow_later.jsonl"
         self.features = path / "features"
         self.pictures = path / "pictures"
         self.checkpoints = path / "checkpoints"

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -63,3 +72,109 @@ def test_a_known_run_whose_store_is_gone_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"MLflow store http://127.0.0.1:9: .*start that server") as caught:
         MlflowRun(folder, "again", "tests")
     assert "\n" not in str(caught.value)
+
+
+class Away(ConnectionError):
+    """What a store that is away gives."""
+
+
+def open_while_it_goes_and_comes(folder: Path) -> str:
+    """On a rank of the pool: a run whose store goes away after step 2, and comes back when the run is opened again."""
+    os.chdir(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    (folder / "kept.txt").write_text("artifact")
+    run = MlflowRun(RunFolder(folder), "it", "tests")
+    run.log(1, {"loss": 1.0})
+    run.log(2, {"loss": 2.0})
+    while run._sender._waiting:
+        time.sleep(0.01)
+    client = run._client
+
+    class Absent:
+        def __getattr__(self, name: str) -> Any:
+            def away(*args: Any, **named: Any) -> None:
+                raise Away(f"no answer to {name}")
+
+            return away
+
+    run._client = Absent()
+    begin = time.monotonic()
+    for step in range(3, 200):
+        run.log(step, {"loss": float(step)})
+    run.log_artifact(folder / "kept.txt", "later")
+    assert time.monotonic() - begin < 5, "training waits for nobody"
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        run.close("FINISHED")
+    assert client.get_run(run.run_id).info.status == "RUNNING"
+    again = MlflowRun(RunFolder(folder), "it", "tests")
+    again.log(199, {"loss": -1.0})  # a step that it has
+    again.close("FINISHED")
+    return said.getvalue()
+
+
+def test_what_a_store_that_went_away_was_not_told_it_is_told_later(ranks, tmp_path):
+    (said,) = ranks.run(1, open_while_it_goes_and_comes, tmp_path)
+    assert "keeps what it could not be told, until python -m launcher.evaluate" in said
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs/mlflow.db'}")
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(step, float(step)) for step in range(1, 200)]
+    assert run.info.status == "FINISHED"
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "later")] == ["later/kept.txt"]
+    assert not (tmp_path / "mlflow_later.jsonl").exists()
+
+
+def serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    words = [
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/s.db",
+    ]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 90
+    while True:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+            return server
+        except OSError:
+            assert time.monotonic() < end, "the server does not start"
+            time.sleep(0.3)
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_and_comes_back_has_every_step(tmp_path, monkeypatch, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    server = serve(tmp_path, port)
+    run = MlflowRun(RunFolder(tmp_path), "it", "tests")
+    run.log(1, {"loss": 1.0})
+    while run._sender._waiting:
+        time.sleep(0.05)
+    os.killpg(server.pid, signal.SIGKILL)
+    run.log(2, {"loss": 2.0})
+    time.sleep(8)
+    begin = time.monotonic()
+    run.close("FINISHED")
+    assert time.monotonic() - begin < 60
+    said = capsys.readouterr().err
+    assert "training goes on, its metrics wait" in said
+    assert "keeps what it could not be told" in said
+    server = serve(tmp_path, port)
+    try:
+        MlflowRun(RunFolder(tmp_path), "it", "tests").close("FINISHED")
+        client = mlflow.MlflowClient(tracking_uri=f"http://127.0.0.1:{port}")
+        assert [metric.step for metric in client.get_metric_history(run.run_id, "loss")] == [1, 2]
+        assert client.get_run(run.run_id).info.status == "FINISHED"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)

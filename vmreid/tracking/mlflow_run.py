@@ -7,23 +7,30 @@ import fcntl
 import getpass
 import json
 import os
-import time
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from vmreid.errors import UserError
 from vmreid.run_folder import RunFolder, write_atomically
+from vmreid.tracking.sender import Sender, Step
 from vmreid.versions import commit
 
 EXPERIMENT = "vmreid"
 SQLITE = "sqlite:///"
 DEFAULT_DATABASE = Path("runs/mlflow.db")
-PARAMETER_LENGTH = 6000  # MLflow's own limit
+PARAMETER_LENGTH, METRICS_AT_ONCE = 6000, 1000  # MLflow's own limits
+CLOSE_SECONDS = 30.0  # that a run waits at its end for a store that does not answer
+REQUEST = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # MLflow's own: minutes for each
 
 
 class MlflowRun:
-    """An open MLflow run. Metrics are sent in the background; ``close`` waits for them."""
+    """An open MLflow run. Metrics are sent in the background; ``close`` waits for them.
+
+    Once it is open, a store that goes away disturbs nobody: what it could not be told is kept in ``mlflow_later.jsonl``, and
+    told when the run is opened again.
+    """
 
     def __init__(self, folder: RunFolder, name: str, source: str) -> None:
         """Open the run that ``folder`` names, or make one, which ``source`` (such as ``launcher.train``) began.
@@ -41,7 +48,10 @@ class MlflowRun:
                 self.run_id: str = self._known.get("run_id") or self._new_run(name, source)
             if self._known:
                 self._client.set_terminated(self.run_id, "RUNNING")
-            self._logged_until = self._last_logged_step() if self._known else 0
+            logged = self._logged_steps() if self._known else set()
+            self._folder, self._sender = folder, Sender(self._send, self.uri)
+            self._tell_what_waits(logged)
+            self._logged_until = max(logged, default=0)
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
@@ -55,14 +65,84 @@ class MlflowRun:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Metrics of a step. Steps that the run already has (before a resume) are not logged twice."""
         if step > self._logged_until:
-            self._send(step, values)
+            self._sender.put(step, values)
 
     def log_results(self, step: int, values: dict[str, float]) -> None:
         """Metrics of an evaluation at ``step``."""
-        self._send(step, values)
+        self._sender.put(step, values)
 
     def log_parameters(self, values: dict[str, Any]) -> None:
         """Parameters that the run does not have yet; MLflow refuses to change one."""
+        self._tell("parameters", values)
+
+    def set_tags(self, tags: dict[str, str]) -> None:
+        """Tags of the run, such as the line that resumes it."""
+        self._tell("tags", tags)
+
+    def describe(self, markdown: str) -> None:
+        """The text at the top of the run's page; a later one takes its place."""
+        self._tell("tags", {"mlflow.note.content": markdown})
+
+    def log_dataset(self, name: str, uri: str, digest: str) -> None:
+        """Name a set that a new run reads, for the list of runs."""
+        if not self._known:
+            self._tell("dataset", [name, uri, digest])
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file or a folder's files to the run's artifacts."""
+        self._tell("artifact", [str(path.resolve()), folder])
+
+    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+        """Wait for what is on its way, ``CLOSE_SECONDS`` at most, and set the status; KILLED: a signal stopped it, to go on."""
+        for step in self._sender.close(CLOSE_SECONDS):
+            self._keep("metrics", step)
+        self._tell("status", status)
+        kept = self._folder.mlflow_later_file
+        if kept.is_file():
+            again = f"python -m launcher.evaluate --run {self._folder.path}"
+            print(f"MLflow store {self.uri}: {kept} keeps what it could not be told, until {again} or a resume", file=sys.stderr)
+
+    def _tell(self, kind: str, content: Any) -> None:
+        """Tell the store; what it cannot be told, and all that follows, waits."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self._folder.mlflow_later_file.is_file():
+                raise ConnectionError("something waits already")
+            getattr(self, f"_tell_{kind}")(content)
+        except (MlflowException, OSError):
+            self._keep(kind, content)
+
+    def _keep(self, kind: str, content: Any) -> None:
+        with self._folder.mlflow_later_file.open("a") as file:
+            file.write(json.dumps({kind: content}) + "\n")
+
+    def _tell_what_waits(self, logged: set[int]) -> None:
+        """What the store could not be told when the run was open before; metrics of steps in ``logged`` are left out,
+        and the others added to it."""
+        if not self._folder.mlflow_later_file.is_file():
+            return
+        for line in self._folder.mlflow_later_file.read_text().splitlines():
+            ((kind, content),) = json.loads(line).items()
+            if kind == "metrics" and "loss" in content[2]:
+                if content[0] in logged:
+                    continue
+                logged.add(content[0])
+            getattr(self, f"_tell_{kind}")(content)
+        self._folder.mlflow_later_file.unlink()
+        self._client.set_terminated(self.run_id, "RUNNING")
+
+    def _tell_metrics(self, step: Step) -> None:
+        self._send([step])
+
+    def _tell_status(self, status: str) -> None:
+        self._client.set_terminated(self.run_id, status)
+
+    def _tell_tags(self, tags: dict[str, str]) -> None:
+        for key, value in tags.items():
+            self._client.set_tag(self.run_id, key, value)
+
+    def _tell_parameters(self, values: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
         have = self._client.get_run(self.run_id).data.params
@@ -70,44 +150,25 @@ class MlflowRun:
         for begin in range(0, len(new), 100):
             self._client.log_batch(self.run_id, params=new[begin : begin + 100])
 
-    def set_tags(self, tags: dict[str, str]) -> None:
-        """Tags of the run, such as the line that resumes it."""
-        for key, value in tags.items():
-            self._client.set_tag(self.run_id, key, value)
-
-    def describe(self, markdown: str) -> None:
-        """The text at the top of the run's page; a later one takes its place."""
-        self._client.set_tag(self.run_id, "mlflow.note.content", markdown)
-
-    def log_dataset(self, name: str, uri: str, digest: str) -> None:
-        """Name a set that a new run reads, for the list of runs."""
-        if self._known:
-            return
+    def _tell_dataset(self, of: list[str]) -> None:
         from mlflow.entities import Dataset, DatasetInput
 
+        name, uri, digest = of
         kind = uri.partition(":")[0].replace("file", "local")
         dataset = Dataset(name=name, digest=digest[:12], source_type=kind, source=json.dumps({"uri": uri}))
         self._client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
 
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file or a folder's files to the run's artifacts."""
-        send = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        send(self.run_id, str(path), folder)
+    def _tell_artifact(self, of: list[str | None]) -> None:
+        path, folder = of
+        send = self._client.log_artifacts if Path(str(path)).is_dir() else self._client.log_artifact
+        send(self.run_id, path, folder)
 
-    def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """Wait for what is on its way and set the run's status; KILLED: stopped by a signal, to go on."""
-        import mlflow
-
-        mlflow.set_tracking_uri(self.uri)
-        mlflow.flush_async_logging()
-        self._client.set_terminated(self.run_id, status)
-
-    def _send(self, step: int, values: dict[str, float]) -> None:
+    def _send(self, steps: list[Step]) -> None:
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, float(value), now, step) for key, value in values.items()]
-        self._client.log_batch(self.run_id, metrics=metrics, synchronous=False)
+        metrics = [Metric(key, float(value), moment, step) for step, moment, values in steps for key, value in values.items()]
+        for begin in range(0, len(metrics), METRICS_AT_ONCE):
+            self._client.log_batch(self.run_id, metrics=metrics[begin : begin + METRICS_AT_ONCE])
 
     def _new_run(self, name: str, source: str) -> str:
         tags = {
@@ -128,9 +189,8 @@ class MlflowRun:
         kind = {"mlflow.experimentKind": "custom_model_development"}
         return str(self._client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=kind))
 
-    def _last_logged_step(self) -> int:
-        history = self._client.get_metric_history(self.run_id, "loss")
-        return max((metric.step for metric in history), default=0)
+    def _logged_steps(self) -> set[int]:
+        return {metric.step for metric in self._client.get_metric_history(self.run_id, "loss")}
 
 
 def _user() -> str:
@@ -161,6 +221,8 @@ def _one_at_a_time(uri: str) -> Iterator[None]:
 
 
 def _quiet() -> None:
+    for name, value in REQUEST.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
