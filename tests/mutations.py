@@ -332,7 +332,7 @@ FAULTS = (
           "self.step % (epochs * self.steps_per_epoch) == 0", "self.step % self.steps_per_epoch == 0",
           "tests/evaluation/test_in_training.py"),
     Fault("extraction: what workers end with is lost", EXTRACT,
-          "held = [rows[size:]] if len(rows) > size else []", "held = []", "tests/evaluation/test_evaluate.py"),
+          "held = [rows[size:]] if len(rows) > size else []", "held = []", "tests/evaluation/test_extraction.py"),
     Fault("lengths: rounded as the processor has it", "vmreid/evaluation/distances.py",
           "return x.sqrt() if x.is_cuda else torch.from_numpy(np.sqrt(x.numpy()))", "return x.sqrt()",
           "tests/evaluation/test_ranking.py::test_lengths_are_rounded_as_ieee_754_asks"),
