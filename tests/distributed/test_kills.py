@@ -107,6 +107,7 @@ def test_killed_ranks_change_nothing(server: Any, tmp_path: Path, config: str) -
         while codes != [0, 0]:
             ranks = started(server, folder, [*words, "--resume", "auto"])
             codes = ended(ranks, draw.uniform(0, whole_s))
+            assert set(codes) <= {None, 0}, f"ended before anybody was killed: {codes}\n{(folder / 'out').read_text()}"
             if codes != [0, 0]:
                 struck = kill_one(ranks, draw)
                 codes = ended(ranks, SECONDS_TO_END)
