@@ -12,7 +12,7 @@ from tiny import SMALL, command_on_ranks, runs_of, set_words, write_set
 SCORES = ("mAP", "mINP", "rank1", "rank5", "rank10")
 
 
-@pytest.mark.parametrize("stage", ["zero1_fp32", "zero3_fp32"])
+@pytest.mark.parametrize("stage", ["zero1_fp32", pytest.param("zero3_fp32", marks=pytest.mark.slow)])
 def test_scores_are_those_of_the_separate_pass(ranks, tmp_path: Path, stage: str) -> None:
     write_set(tmp_path / "data", identities=24)  # two steps an epoch
     settings = [*SMALL["VIT-S"], "evaluation.every_epochs=2", "evaluation.both_directions=true", "train.checkpoint_epochs=4"]
