@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -72,6 +73,26 @@ def test_a_known_run_whose_store_is_gone_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"MLflow store http://127.0.0.1:9: .*start that server") as caught:
         MlflowRun(folder, "again", "tests")
     assert "\n" not in str(caught.value)
+
+
+def test_a_kill_while_the_store_is_made_leaves_none(ranks, tmp_path):
+    program = f"import os; os.chdir({str(tmp_path)!r}); from test_mlflow_run import *; open_and_log(Path('.').resolve())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    database, partial = tmp_path / "runs/mlflow.db", tmp_path / "runs/mlflow.db.partial"
+    process = subprocess.Popen([sys.executable, "-c", program], env=environment, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 60
+    while not partial.exists() or partial.stat().st_size < 60_000:  # of some hundred thousand: tables are being made
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert partial.exists()
+    assert not database.exists()
+    shutil.rmtree(tmp_path / "run0")
+    ranks.run(1, open_and_log, tmp_path)
+    assert database.exists()
+    assert not partial.exists()
 
 
 class Away(ConnectionError):

@@ -211,13 +211,26 @@ def default_tracking_uri() -> str:
 
 @contextlib.contextmanager
 def _one_at_a_time(uri: str) -> Iterator[None]:
-    """MLflow makes a sqlite store's tables at first use; two runs that start together must not both do so."""
+    """Two runs that start together must not both make a sqlite store."""
     if not uri.startswith(SQLITE):
         yield
         return
-    with Path(uri.removeprefix(SQLITE) + ".lock").open("w") as lock:
+    database = Path(uri.removeprefix(SQLITE))
+    with database.with_name(f"{database.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if not database.exists():
+            _make_store(database)
         yield
+
+
+def _make_store(database: Path) -> None:
+    """MLflow makes its tables one after the other, and where it was killed in between it never opens the file again."""
+    import mlflow
+
+    partial = database.with_name(f"{database.name}.partial")
+    partial.unlink(missing_ok=True)
+    mlflow.MlflowClient(tracking_uri=f"{SQLITE}{partial}").search_experiments(max_results=1)
+    partial.replace(database)
 
 
 def _quiet() -> None:
