@@ -30,7 +30,6 @@ end_or_requeue() {
 
 requeue() {
   echo "slurm: $1; back into the queue" >&2
-  scontrol requeue "$SLURM_JOB_ID"
-  sleep 300 # until Slurm ends this script
+  scontrol requeue "$SLURM_JOB_ID" && sleep 300 # until Slurm ends this script
   exit 1
 }

@@ -29,15 +29,18 @@ def judge_newest(plan: Plan, judged_on: ShardSet, place: Place) -> dict[str, flo
 
 def keep_judgement(folder: RunFolder, step: int, epochs: int, scores: dict[str, float]) -> None:
     """Rank 0. Add a line to ``evaluations.jsonl``."""
-    with folder.evaluations_file.open("a") as file:
-        file.write(json.dumps({"step": step, "epochs": epochs, **scores}) + "\n")
+    _write(folder, [*folder.evaluations(), {"step": step, "epochs": epochs, **scores}])
 
 
 def keep_judgements_until(folder: RunFolder, step: int) -> None:
     """Rank 0. Checkpoints after ``step`` are written again, and judged again."""
-    before = [entry for entry in folder.evaluations() if entry["step"] <= step]
     if folder.evaluations_file.is_file():
-        write_atomically(folder.evaluations_file, "".join(json.dumps(entry) + "\n" for entry in before))
+        _write(folder, [entry for entry in folder.evaluations() if entry["step"] <= step])
+
+
+def _write(folder: RunFolder, entries: list[dict[str, Any]]) -> None:
+    """Whole: a resume reads it after a kill at any instant."""
+    write_atomically(folder.evaluations_file, "".join(json.dumps(entry) + "\n" for entry in entries))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -115,6 +116,8 @@ class Trainer:
             if asked or self._saves():
                 self._account(taken, log)
                 taken = None
+                if log:
+                    log.sync()
                 state = TrainingState(self.step, self.place.world, self.plan.data_digest)
                 save_checkpoint(self.engine, self.plan.folder, state, recipe.train.keep_checkpoints)
                 self._judge(log)
@@ -235,6 +238,10 @@ class StepLog:
         if self._logger:
             self._logger.log_results(step, scores)
         print(f"after {epochs} epochs: mAP {scores['mAP']:.3f}, Rank-1 {scores['rank1']:.3f}", flush=True)
+
+    def sync(self) -> None:
+        """Have its lines on the disk, where a checkpoint of their steps will be."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._progress.__exit__(None, None, None)
