@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -60,8 +61,6 @@ def test_damage_is_told_and_the_one_before_is_taken(ranks, trained: Path, again:
     assert plan.checkpoint == again / "checkpoints/step-000003"
     (said,) = capsys.readouterr().err.splitlines()[-1:]
     what = "" if file == DIGESTS else f"{file} "
-    import re
-
     assert re.fullmatch(rf"{again}/checkpoints/step-000004: damaged \({what}{rule}\); going on from step-000003", said), said
     if name == "a file":
         weights = ranks.run(2, train_on_ranks, plan)[0]
