@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,10 @@ from typing import TYPE_CHECKING
 from vmreid.command import TO_GO_ON, Parser, run
 
 if TYPE_CHECKING:
+    import argparse
+
+    import torch
+
     from vmreid.engine.prepare import Plan
     from vmreid.engine.trainer import Trainer
     from vmreid.recipes import Recipe
@@ -35,12 +40,20 @@ def main(words: Sequence[str]) -> int:
         parser.add_argument(flag, help=f"{key} of the recipe")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="any other value of the recipe")
     parser.add_argument("--resume", choices=["auto"], help="go on from RUN's newest checkpoint, or begin where there is none")
+    parser.add_argument(
+        "--dry-run", type=int, nargs="?", const=0, metavar="RANKS",
+        help="train and write nothing: print every value with its origin, batch, steps and a rank's memory, on so many ranks",
+    )  # fmt: skip
     given = parser.parse_args(words)
 
     from vmreid.distributed import from_rank_0, place_from_environment, start_process_group, stop_process_group
     from vmreid.engine.trainer import Trainer
 
     place = place_from_environment()
+    if given.dry_run is not None:
+        if place.rank == 0:
+            _look(given, given.dry_run or place.world)
+        return 0
     plan, tracker = None, None
     if place.rank == 0:
         plan, tracker = _prepare(given, place.world)
@@ -71,39 +84,64 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def _prepare(given: object, world: int) -> tuple[Plan, MlflowRun]:
+def _prepare(given: argparse.Namespace, world: int) -> tuple[Plan, MlflowRun]:
     """Rank 0. Check everything, write the synthetic set where no data is named, open the MLflow run."""
-    import torch
-
     from vmreid.engine.prepare import prepare
-    from vmreid.models.registry import check_backbone
     from vmreid.recipes import find_recipe, load_recipe
-    from vmreid.run_folder import RunFolder
     from vmreid.tracking import MlflowRun
 
-    values = vars(given)
-    flags = {key: (flag, values[flag[2:]]) for flag, key in FLAGS.items() if values[flag[2:]] is not None}
-    out: Path = values["out"]
-    resume, own = values["resume"] == "auto", RunFolder(out).recipe_file
-    name = values["recipe"] or (str(own) if resume and own.is_file() else "note")
-    recipe = load_recipe(name, flags, values["set"])
-    check_backbone(recipe.model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = _with_data(recipe, out)
-    plan = prepare(recipe, find_recipe(name), out, resume, world, device)
-    title = out.name if recipe.model.backbone in out.name else f"{recipe.model.backbone} {out.name}"
+    name, flags = _recipe_name(given), _flags(given)
+    recipe = _with_data(load_recipe(name, flags, given.set), given.out.parent)
+    plan = prepare(recipe, find_recipe(name), given.out, given.resume == "auto", world, _device())
+    title = given.out.name if recipe.model.backbone in given.out.name else f"{recipe.model.backbone} {given.out.name}"
     return plan, MlflowRun(plan.folder, title, "launcher.train")
 
 
-def _with_data(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe; where it names no shards, with the synthetic set, written beside the run where it is not there yet."""
+def _look(given: argparse.Namespace, world: int) -> None:
+    """One rank. Say what ``_prepare`` for ``world`` ranks and training would do, and leave nothing behind."""
+    from vmreid.engine.dry_run import describe_plan
+    from vmreid.engine.prepare import flat, make_plan
+    from vmreid.recipes import find_recipe, load_recipe, value_origins
+
+    name, flags = _recipe_name(given), _flags(given)
+    recipe = load_recipe(name, flags, given.set)
+    origins = value_origins(name, flags, given.set, list(flat(recipe.model_dump())))
+    with tempfile.TemporaryDirectory() as folder:
+        whole = _with_data(recipe, Path(folder))
+        plan = make_plan(whole, find_recipe(name), given.out, given.resume == "auto", world, _device())
+        print(describe_plan(plan, recipe, origins, world))
+
+
+def _recipe_name(given: argparse.Namespace) -> str:
+    from vmreid.run_folder import RunFolder
+
+    own = RunFolder(given.out).recipe_file
+    return given.recipe or (str(own) if given.resume == "auto" and own.is_file() else "note")
+
+
+def _flags(given: argparse.Namespace) -> dict[str, tuple[str, str]]:
+    values = vars(given)
+    return {key: (flag, values[flag[2:]]) for flag, key in FLAGS.items() if values[flag[2:]] is not None}
+
+
+def _device() -> torch.device:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _with_data(recipe: Recipe, parent: Path) -> Recipe:
+    """The recipe; where it names no shards, with the synthetic set, written into ``parent`` where it is not there yet."""
+    from vmreid.models.registry import check_backbone
+
+    check_backbone(recipe.model)
     if recipe.data.shards is not None:
         return recipe
     from shards.sources import synthetic
     from shards.writer import write_shards
 
     settings = recipe.synthetic.model_dump()
-    folder = out.parent / ("synthetic-" + "-".join(str(value) for value in settings.values()))
+    folder = parent / ("synthetic-" + "-".join(str(value) for value in settings.values()))
     if not (folder / "manifest.json").is_file():
         print(f"no --data: rendering the synthetic set into {folder}", flush=True)
         write_shards(synthetic(**settings), folder, {"name": "synthetic", **settings})

@@ -50,7 +50,7 @@ def read_deepspeed_config(name: str, recipe: Path) -> tuple[Path, dict[str, Any]
 
 def check_precision(config: dict[str, Any], backbone: str, path: Path) -> None:
     """Raise UserError for a precision section that would train wrongly."""
-    bf16, fp16 = (_enabled(config, section) for section in ("bf16", "fp16"))
+    bf16, fp16 = bf16_parameters(config), _enabled(config, "fp16")
     instead = 'use "torch_autocast": {"enabled": true, "dtype": "bfloat16"} as in ds_configs/zero1_bf16.json'
     if fp16 or config.get("torch_autocast", {}).get("dtype") in ("float16", "fp16"):
         raise UserError(f"{path}: fp16 skips steps while it looks for a loss scale, so runs do not repeat; {instead}")
@@ -76,11 +76,21 @@ def accumulation_steps(config: dict[str, Any]) -> int:
     return steps
 
 
+def bf16_parameters(config: dict[str, Any]) -> bool:
+    """Whether parameters themselves are bf16 (section ``bf16``)."""
+    return _enabled(config, "bf16")
+
+
+def autocasts(config: dict[str, Any]) -> bool:
+    """Whether products run in lower precision while parameters stay fp32 (section ``torch_autocast``)."""
+    return _enabled(config, "torch_autocast")
+
+
 def precision_name(config: dict[str, Any], native_bf16: bool) -> str:
     """For logs: ``bf16 parameters``, ``bf16 autocast`` or ``fp32``, and why where it is not what the JSON asks for."""
-    if _enabled(config, "bf16"):
+    if bf16_parameters(config):
         return "bf16 parameters" + ("" if native_bf16 else " (slow: this CPU has no bf16 instructions)")
-    if _enabled(config, "torch_autocast"):
+    if autocasts(config):
         return "bf16 autocast" if native_bf16 else "fp32 (the JSON's bf16 autocast is off: this CPU has no bf16 instructions)"
     return "fp32"
 

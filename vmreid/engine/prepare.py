@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,21 @@ class Plan:
 
 
 def prepare(recipe: Recipe, recipe_file: Path, out: Path, resume: bool, world: int, device: torch.device) -> Plan:
-    """Check recipe, data, DeepSpeed JSON and run folder, and write the folder's recipe. ``data.shards`` must be given.
+    """``make_plan``, and write what it needs: the folder's recipe and DeepSpeed JSON, a form for another number of ranks.
 
     Raises UserError.
     """
+    plan = make_plan(recipe, recipe_file, out, resume, world, device)
+    plan.folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    write_atomically(plan.folder.deepspeed_file, _as_text(plan.deepspeed))
+    write_atomically(plan.folder.recipe_file, dump_recipe(plan.recipe))  # on a resume: launcher.evaluate reads what has changed
+    if plan.checkpoint and state_of(plan.checkpoint).world != world and zero_stage(plan.deepspeed):
+        return replace(plan, form=universal_form(plan.checkpoint))
+    return plan
+
+
+def make_plan(recipe: Recipe, recipe_file: Path, out: Path, resume: bool, world: int, device: torch.device) -> Plan:
+    """Check recipe, data, DeepSpeed JSON and run folder; nothing is written. ``data.shards`` must be given. Raises UserError."""
     check_backbone(recipe.model)
     deepspeed_path, deepspeed = read_deepspeed_config(recipe.deepspeed_config, recipe_file)
     check_precision(deepspeed, recipe.model.backbone, deepspeed_path)
@@ -91,13 +102,10 @@ def prepare(recipe: Recipe, recipe_file: Path, out: Path, resume: bool, world: i
     identity_batches(recipe, [each.train_index() for each in sets], sets)
     folder = RunFolder(out)
     recipe = _with_whole_paths(recipe, folder)
-    checkpoint = _prepare_folder(folder, recipe, deepspeed, resume)
-    form = None
+    checkpoint = _checkpoint_of(folder, recipe, deepspeed, resume)
     if checkpoint:
         check_data(checkpoint, digest_of_sets(sets))
-        if state_of(checkpoint).world != world and zero_stage(deepspeed):
-            form = universal_form(checkpoint)
-    return Plan(recipe, folder, sets, deepspeed, deepspeed_path, scan_backend, scan_reason, checkpoint, form, judged_on)
+    return Plan(recipe, folder, sets, deepspeed, deepspeed_path, scan_backend, scan_reason, checkpoint, None, judged_on)
 
 
 def identity_batches(recipe: Recipe, indexes: Sequence[np.ndarray], sets: Sequence[ShardSet]) -> IdentityBatches:
@@ -118,27 +126,27 @@ def _with_whole_paths(recipe: Recipe, folder: RunFolder) -> Recipe:
     )
 
 
-def _prepare_folder(folder: RunFolder, recipe: Recipe, deepspeed: dict[str, Any], resume: bool) -> Path | None:
+def _checkpoint_of(folder: RunFolder, recipe: Recipe, deepspeed: dict[str, Any], resume: bool) -> Path | None:
+    """What a run in ``folder`` goes on from; None where it begins. Raises UserError where it may do neither."""
     if folder.path.exists() and not folder.path.is_dir():
         raise UserError(f"{folder.path}: is a file; --out takes a folder")
-    text = json.dumps(deepspeed, indent=2) + "\n"
-    if folder.recipe_file.is_file():
-        if not resume:
-            raise UserError(f"{folder.path}: holds a run already; add --resume auto to go on with it, or give a new --out")
-        _check_same(folder, recipe)
-        if folder.deepspeed_file.read_text() != text:
-            raise UserError(
-                f"{folder.deepspeed_file}: differs from --deepspeed_config; leave that out to resume, or give a new --out"
-            )
-        write_atomically(folder.recipe_file, dump_recipe(recipe))  # launcher.evaluate reads from it what may have changed
-        checkpoint, problems = newest_sound(folder)
-        for problem in problems:
-            print(f"{problem}; going on from {checkpoint.name if checkpoint else 'the start'}", file=sys.stderr)
-        return checkpoint
-    folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder.deepspeed_file, text)
-    write_atomically(folder.recipe_file, dump_recipe(recipe))
-    return None
+    if not folder.recipe_file.is_file():
+        return None
+    if not resume:
+        raise UserError(f"{folder.path}: holds a run already; add --resume auto to go on with it, or give a new --out")
+    _check_same(folder, recipe)
+    if folder.deepspeed_file.read_text() != _as_text(deepspeed):
+        raise UserError(
+            f"{folder.deepspeed_file}: differs from --deepspeed_config; leave that out to resume, or give a new --out"
+        )
+    checkpoint, problems = newest_sound(folder)
+    for problem in problems:
+        print(f"{problem}; going on from {checkpoint.name if checkpoint else 'the start'}", file=sys.stderr)
+    return checkpoint
+
+
+def _as_text(deepspeed: dict[str, Any]) -> str:
+    return json.dumps(deepspeed, indent=2) + "\n"
 
 
 def _check_same(folder: RunFolder, recipe: Recipe) -> None:

@@ -60,6 +60,26 @@ def load_recipe(name: str, flags: Mapping[str, Any], assignments: Sequence[str])
         raise UserError(_explain(error, path, origins)) from None
 
 
+def value_origins(name: str, flags: Mapping[str, Any], assignments: Sequence[str], keys: Sequence[str]) -> dict[str, str]:
+    """Where ``load_recipe`` has the value of each dotted key from: a flag, ``--set``, the recipe's file, or the definition."""
+    values = _read(find_recipe(name))
+    given = {key: f"{flag} {text}" for key, (flag, text) in flags.items()}
+    given |= {key.strip(): f"--set {key}={text}" for key, _, text in (words.partition("=") for words in assignments)}
+
+    def origin(key: str) -> str:
+        for word, text in reversed(given.items()):
+            if key == word or key.startswith(f"{word}."):
+                return text
+        section: Any = values
+        for part in key.split("."):
+            if not isinstance(section, dict) or part not in section:
+                return "default"
+            section = section[part]
+        return find_recipe(name).name
+
+    return {key: origin(key) for key in keys}
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """YAML text that ``load_recipe`` reads back to an equal recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
