@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny import SMALL, command_on_ranks, read_json_lines, set_words, write_set
+from tiny import SMALL, command_on_ranks, plan_run, read_json_lines, set_words, train_on_ranks, write_set
 
 HERE = Path(__file__).parent
 SECONDS_TO_END = 10
@@ -26,17 +26,11 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def start(folder: Path, module: str, *words: str) -> subprocess.Popen[str]:
-    """``deepspeed --num_gpus 2 --module MODULE …`` in ``folder``, standard error within standard output."""
-    command = [
-        str(Path(sys.executable).parent / "deepspeed"),
-        "--num_gpus",
-        "2",
-        "--master_port",
-        free_port(),
-        "--module",
-        module,
-    ]
+def start(folder: Path, module: str, *words: str, ranks: tuple[str, ...] = ("--num_gpus", "2")) -> subprocess.Popen[str]:
+    """``deepspeed RANKS --module MODULE …`` in ``folder``, standard error within standard output."""
+    command = [str(Path(sys.executable).parent / "deepspeed"), *ranks]
+    if "--master_port" not in ranks:
+        command += ["--master_port", free_port()]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HERE), os.getcwd(), os.environ.get("PYTHONPATH", "")]),
@@ -44,9 +38,8 @@ def start(folder: Path, module: str, *words: str) -> subprocess.Popen[str]:
         "OMP_NUM_THREADS": "1",
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    return subprocess.Popen(
-        [*command, *words], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    command += ["--module", module, *words]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def words_for(folder: Path, *more: str) -> list[str]:
@@ -105,3 +98,22 @@ def test_a_killed_rank_ends_the_job_and_a_resumed_one_equals_the_undisturbed(fol
     ranks.run(2, command_on_ranks, "launcher.train", undisturbed, folder)
     assert read_json_lines(log) == read_json_lines(folder / "runs/undisturbed/log.jsonl")
     assert json.loads((folder / "runs/run/mlflow.json").read_text())["run_id"]
+
+
+@pytest.mark.slow
+def test_a_hostfile_of_two_nodes(ranks, folder):
+    """As slurm/README.md has it: one launcher a node, here two on loopback."""
+    (folder / "hostfile").write_text("127.0.0.1 slots=1\nlocalhost slots=1\n")
+    meet = ("--master_addr", "127.0.0.1", "--master_port", free_port())
+    words = words_for(folder, "--epochs", "3", "--deepspeed_config", "zero1_fp32")
+    nodes = [
+        start(folder, "launcher.train", *words, ranks=("--hostfile", "hostfile", "--no_ssh", "--node_rank", number, *meet))
+        for number in ("0", "1")
+    ]
+    printed = [node.communicate(timeout=180)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], printed
+    assert "on 2 ranks x 1 accumulation steps" in printed[0]
+    assert "on 2 ranks" not in printed[1], "rank 0 alone tells"
+    undisturbed = plan_run(folder / "whole", folder / "data", ["train.epochs=3", "deepspeed_config=zero1_fp32"], world=2)
+    ranks.run(2, train_on_ranks, undisturbed)
+    assert read_json_lines(folder / "runs/run/log.jsonl") == read_json_lines(folder / "whole/log.jsonl")

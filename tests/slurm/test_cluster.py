@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,12 +37,14 @@ def two_nodes(tmp_path: Path) -> Iterator[Cluster]:
         yield here
 
 
-def submit(here: Cluster, folder: Path, data: Path, *more: str) -> str:
-    """A training job, one rank a node, with ``more`` settings; its number."""
-    flags = ["--recipe", "demo", "--backbone", "VIT-S", "--data", str(data), "--out", str(folder / "run")]
-    words = [*flags, *set_words(*SETTINGS, *more)]
+def submit(here: Cluster, folder: Path, data: Path, *more: str, flags: Sequence[str] = ()) -> str:
+    """A training job, one rank a node, with ``more`` settings and ``flags`` of sbatch; its number."""
+    words = ["--recipe", "demo", "--backbone", "VIT-S", "--data", str(data), "--out", str(folder / "run")]
+    words += set_words(*SETTINGS, *more)
     export = f"--export=ALL,MLFLOW_TRACKING_URI=sqlite:///{folder}/mlflow.db"
-    return here.submit(ROOT, f"--nodes={len(here.nodes)}", f"--output={folder}/job.out", export, "slurm/train.sbatch", *words)
+    return here.submit(
+        ROOT, f"--nodes={len(here.nodes)}", f"--output={folder}/job.out", export, *flags, "slurm/train.sbatch", *words
+    )
 
 
 def wait_for_steps(folder: Path, steps: int, seconds: float = 120) -> None:
@@ -53,14 +55,14 @@ def wait_for_steps(folder: Path, steps: int, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def assert_as_undisturbed(folder: Path, undisturbed: Path) -> None:
+def assert_as_undisturbed(folder: Path, undisturbed: Path, steps: int = EPOCHS) -> None:
     runs = [RunFolder(each / "run") for each in (undisturbed, folder)]
     assert newest_sound(runs[1])[1] == []
     expected, weights = (safetensors.torch.load_file(run.checkpoint(None) / WEIGHTS) for run in runs)
     assert all(torch.equal(expected[name], weights[name]) for name in expected | weights)
     assert read_json_lines(runs[1].log_file) == read_json_lines(runs[0].log_file)
     printed = (folder / "job.out").read_text()
-    assert any(f"from step {step}" in printed for step in range(20, EPOCHS)), "it went on from a checkpoint"
+    assert any(f"from step {step}" in printed for step in range(20, steps)), "it went on from a checkpoint"
 
 
 @pytest.mark.slow
@@ -101,6 +103,19 @@ def test_before_its_time_limit_a_job_saves_and_waits_for_more(two_nodes: Cluster
     printed = (tmp_path / "job.out").read_text()
     assert "SIGUSR1: stopped at" in printed
     assert "the time limit is near; back into the queue" in printed
+
+
+@pytest.mark.slow
+def test_a_real_time_limit_is_no_end(ranks, two_nodes: Cluster, tmp_path: Path) -> None:
+    """A minute for each turn of a run that takes longer. Slurm looks at time limits every 30 s, so 25 s before is 30 s before."""
+    write_set(tmp_path / "data")
+    epochs, settings = "train.epochs=2500", [*SETTINGS, "train.checkpoint_epochs=500"]
+    ranks.run(2, train_on_ranks, plan_run(tmp_path / "whole/run", tmp_path / "data", [*settings, epochs], world=2), seconds=400)
+    words = ["--time=1", "--signal=B:USR1@25"]
+    job = submit(two_nodes, tmp_path, tmp_path / "data", epochs, "train.checkpoint_epochs=500", flags=words)
+    two_nodes.wait_for_job(job, "COMPLETED", 500, restarts=1)
+    assert_as_undisturbed(tmp_path, tmp_path / "whole", steps=2500)
+    assert "SIGUSR1: stopped at" in (tmp_path / "job.out").read_text()
 
 
 @pytest.mark.slow
