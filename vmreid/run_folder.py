@@ -1,5 +1,6 @@
-"""The files of one run: recipe.yaml, deepspeed.json, log.jsonl, evaluations.jsonl, non_finite.jsonl, metrics.json,
-queries.npz, mlflow.json, mlflow_later.jsonl (what MLflow could not be told yet), features/, pictures/, checkpoints/."""
+"""The files of one run: recipe.yaml, deepspeed.json, log.jsonl, monitors.jsonl, evaluations.jsonl, non_finite.jsonl,
+metrics.json, queries.npz, mlflow.json, mlflow_later.jsonl (what MLflow could not be told yet), features/, pictures/,
+checkpoints/, non_finite/ (batch and weights of a stop)."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ class RunFolder:
         self.recipe_file = path / "recipe.yaml"
         self.deepspeed_file = path / "deepspeed.json"
         self.log_file = path / "log.jsonl"
+        self.monitors_file = path / "monitors.jsonl"
         self.non_finite_file = path / "non_finite.jsonl"
         self.metrics_file = path / "metrics.json"
         self.evaluations_file = path / "evaluations.jsonl"
@@ -77,6 +79,10 @@ class RunFolder:
     def log(self) -> list[dict[str, Any]]:
         """One entry an optimizer step; empty before the first."""
         return _json_lines(self.log_file)
+
+    def monitors(self) -> list[dict[str, Any]]:
+        """One entry (step, layers, warnings) a look into the layers; empty where there was none."""
+        return _json_lines(self.monitors_file)
 
     def evaluations(self) -> list[dict[str, Any]]:
         """One entry (step, epoch, scores) an evaluation during training; empty where there was none."""

@@ -58,8 +58,12 @@ class FlatBackbone(nn.Module):
             self._model[0].backbone.get_parameter(name).data = piece
 
     def _pieces(self) -> dict[str, torch.Tensor]:
+        return self.pieces_of(self.decay, self.no_decay)
+
+    def pieces_of(self, decay: torch.Tensor, no_decay: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What belongs to each of the backbone's parameters, of two tensors with the shapes of these two."""
         pieces: dict[str, torch.Tensor] = {}
-        for names, flat in zip(self._names, (self.decay, self.no_decay), strict=True):
+        for names, flat in zip(self._names, (decay, no_decay), strict=True):
             shapes = [self._model[0].backbone.get_parameter(name).shape for name in names]
             parts = torch.split(flat.flatten(), [shape.numel() for shape in shapes])
             pieces |= {name: part.view(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}

@@ -34,6 +34,7 @@ MAY_CHANGE_ON_RESUME = (
     "train.checkpoint_epochs",
     "train.checkpoint_steps",
     "train.keep_checkpoints",
+    "train.monitor_steps",
     "train.recompute",
     "evaluation.metric",
     "evaluation.batch_size",

@@ -37,6 +37,15 @@ def take_step(engine: Any, clipping: float) -> torch.Tensor | float:
     return norm
 
 
+def whole_gradient(parameter: nn.Parameter) -> torch.Tensor:
+    """All ranks, between a backward and the optimizer's step. A parameter's gradient before clipping, whatever the ZeRO stage."""
+    import_deepspeed()
+    from deepspeed.utils import safe_get_full_grad
+
+    gradient: torch.Tensor | None = safe_get_full_grad(parameter)
+    return torch.zeros_like(parameter) if gradient is None else gradient
+
+
 def gathered(parameters: list[nn.Parameter]) -> Any:
     """All ranks. Context in which parameters that ZeRO-3 has partitioned are whole; for the others, nothing happens."""
     return import_deepspeed().zero.GatheredParameters(parameters)

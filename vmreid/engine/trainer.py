@@ -21,10 +21,13 @@ from vmreid.data.streams import Batch, TrainStream
 from vmreid.data.transforms import TrainTransform
 from vmreid.distributed import Place
 from vmreid.engine.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from vmreid.engine.deepspeed_config import accumulation_steps, precision_name, with_derived_keys, zero_stage
+from vmreid.engine.deepspeed_config import accumulation_steps, autocasts, precision_name, with_derived_keys, zero_stage
 from vmreid.engine.guard import first_non_finite, non_finite
 from vmreid.engine.judge_checkpoint import judge_newest, keep_judgement, keep_judgements_until
+from vmreid.engine.layer_rules import layer_warnings
+from vmreid.engine.looks import by_layer, keep_looks_until
 from vmreid.engine.memory import peak_bytes
+from vmreid.engine.monitors import Monitor
 from vmreid.engine.prepare import Plan, identity_batches
 from vmreid.engine.recompute import recompute_blocks
 from vmreid.engine.start import make_engine, take_step
@@ -54,6 +57,7 @@ class StepTaken:
     results: list[StepResult]
     gradient_norm: torch.Tensor | float  # before clipping
     seconds: float
+    layers: dict[str, list[float]] | None  # where a monitor looked
 
 
 class Trainer:
@@ -106,12 +110,14 @@ class Trainer:
             begin = time.monotonic()
             seed_everything(recipe.seed, self.step, self.place.rank)
             rate = learning_rate(recipe.optim, self.step, self.steps, self.steps_per_epoch)
-            first = self._forward(loader)
+            monitor = self._monitor()
+            first = self._forward(loader, monitor)
             if taken:
                 self._account(taken, log)  # while the device is at the next forward
-            results, gradient_norm = self._finish_step(first, loader, rate)
+            results, gradient_norm = self._finish_step(first, loader, rate, monitor)
             self.step += 1
-            taken = StepTaken(self.step, rate, results, gradient_norm, time.monotonic() - begin)
+            layers = dict(monitor.layers) if monitor else None
+            taken = StepTaken(self.step, rate, results, gradient_norm, time.monotonic() - begin, layers)
             asked = wish.agreed()
             if asked or self._saves():
                 self._account(taken, log)
@@ -143,13 +149,23 @@ class Trainer:
             if log:
                 log.judged(self.step, self.step // self.steps_per_epoch, scores)
 
-    def _forward(self, loader: Iterator[Batch]) -> tuple[Batch, StepResult]:
+    def _monitor(self) -> Monitor | None:
+        """All ranks. One where the layers are to be looked at in the next step."""
+        every = self.plan.recipe.train.monitor_steps
+        if every is None or self.step % every:
+            return None
+        autocast = autocasts(self.plan.deepspeed) and computes_bf16(self.place.device)
+        return Monitor(self.engine.module, autocast)
+
+    def _forward(self, loader: Iterator[Batch], monitor: Monitor | None = None) -> tuple[Batch, StepResult]:
         """All ranks. The next micro-batch and its losses, which nobody has waited for."""
         batch = to_device(next(loader), self.place.device)
+        if monitor:
+            monitor.forward(batch)
         return batch, self.engine(batch)
 
     def _finish_step(
-        self, first: tuple[Batch, StepResult], loader: Iterator[Batch], rate: float
+        self, first: tuple[Batch, StepResult], loader: Iterator[Batch], rate: float, monitor: Monitor | None
     ) -> tuple[list[StepResult], torch.Tensor | float]:
         """All ranks. What is left of an optimizer step; the micro-batches' results and the gradient norm before clipping."""
         for group in self.engine.optimizer.param_groups:
@@ -160,8 +176,12 @@ class Trainer:
             if not math.isfinite(result.loss.item()):  # equal on all ranks, so all stop
                 self._stop(self.step + 1, first_non_finite(self.engine.module, batch))
             self.engine.backward(result.loss)
+            if monitor and number + 1 == self.accumulation:
+                monitor.backward()
             norm = take_step(self.engine, self.clipping)
             results.append(result)
+        if monitor:
+            monitor.after()
         return results, norm
 
     def _account(self, taken: StepTaken, log: StepLog | None) -> None:
@@ -172,6 +192,8 @@ class Trainer:
         if log:
             epoch = (taken.step - 1) // self.steps_per_epoch
             log.write(taken, epoch, norm, self.plan.recipe.train.batch_size / taken.seconds)
+            if taken.layers is not None:
+                log.looked(taken.step, taken.layers)
 
     def _stop(self, step: int, where: str) -> NoReturn:
         """All ranks. End at a non-finite value; rank 0 keeps a line of it, which a resume leaves alone."""
@@ -203,8 +225,10 @@ class StepLog:
         self._logger = logger
         self._folder = plan.folder
         _keep_steps_until(plan.folder.log_file, step)
+        keep_looks_until(plan.folder.monitors_file, step)
+        self._warned: set[str] = set()
         keep_judgements_until(plan.folder, step)
-        self._file = plan.folder.log_file.open("a", buffering=1)
+        self._file, self._looks = (path.open("a", buffering=1) for path in (plan.folder.log_file, plan.folder.monitors_file))
         self._progress = Reporter("training step", steps, done=step)
         self._progress.__enter__()
 
@@ -232,6 +256,16 @@ class StepLog:
             f"epoch {epoch}  loss {values['loss']:.3f}  lr {rate:.2e}  |g| {gradient_norm:.2f}  {images_per_s:.1f} pictures/s"
         )
 
+    def looked(self, step: int, layers: dict[str, list[float]]) -> None:
+        """Keep what a monitor saw in a step; a warning is printed once."""
+        warnings = layer_warnings(layers)
+        self._looks.write(json.dumps({"step": step, "layers": layers, "warnings": list(warnings.values())}) + "\n")
+        if self._logger:
+            self._logger.log_results(step, by_layer(layers))
+        for key in warnings.keys() - self._warned:
+            print(f"step {step}: {warnings[key]}", flush=True)
+        self._warned |= warnings.keys()
+
     def judged(self, step: int, epochs: int, scores: dict[str, float]) -> None:
         """Keep what the checkpoint of a step scored."""
         keep_judgement(self._folder, step, epochs, scores)
@@ -241,11 +275,13 @@ class StepLog:
 
     def sync(self) -> None:
         """Have its lines on the disk, where a checkpoint of their steps will be."""
-        os.fsync(self._file.fileno())
+        for file in (self._file, self._looks):
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         self._progress.__exit__(None, None, None)
         self._file.close()
+        self._looks.close()
 
 
 def build_model(plan: Plan, classes: int) -> tuple[ReIDModel, str]:

@@ -11,6 +11,7 @@ from vmreid.kernels import fused, mamba_ssm_scan
 from vmreid.kernels.mamba_ssm_scan import selective_scan_mamba_ssm
 from vmreid.kernels.reference import selective_scan_reference
 from vmreid.kernels.torch_scan import selective_scan_torch
+from vmreid.kernels.watch import Scanned, tell, watched
 
 _SCANS = {
     "reference": selective_scan_reference,
@@ -35,6 +36,10 @@ def selective_scan(
 
     ``backend`` is a name that ``choose_backend`` returned for sequences. Group k of K owns the k-th of K equal runs of channels.
     """
+    if watched():
+        u_BKDL, delta_BKDL = (torch.unflatten(v, 1, (B_BKNL.shape[1], -1)) for v in (u_BDL, delta_BDL))
+        A_KDN, bias_KD = (torch.unflatten(v, 0, (B_BKNL.shape[1], -1)) for v in (A_DN, delta_bias_D))
+        tell(Scanned(u_BKDL, delta_BKDL, A_KDN, B_BKNL, bias_KD))
     return _SCANS[backend](u_BDL, delta_BDL, A_DN, B_BKNL, C_BKNL, D_D, delta_bias_D)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from vmreid.kernels import selective_scan
 from vmreid.kernels.cross_scan import DIRECTIONS, cross_scan, cross_scan_own, cross_sum
 from vmreid.kernels.fused import ss2d_fused
+from vmreid.kernels.watch import Scanned, tell, watched
 
 
 def ss2d(
@@ -26,6 +27,7 @@ def ss2d(
     directions reads them. softplus(delta + delta_bias) is taken here. ``backend`` is a name that ``choose_backend`` returned.
     """
     if backend == "fused":
+        _tell_of_maps(x_BHWD, delta_BHWKD, A_KDN, B_BHWKN, delta_bias_KD)
         return ss2d_fused(x_BHWD, delta_BHWKD, A_KDN, B_BHWKN, C_BHWKN, D_KD, delta_bias_KD)[0]
     y_BDL = selective_scan(
         cross_scan(x_BHWD).flatten(1, 2), cross_scan_own(delta_BHWKD).flatten(1, 2), A_KDN.flatten(0, 1),
@@ -52,6 +54,7 @@ def ss2d_then_token(
     x_BHWD, delta_BHWKD, B_BHWKN, C_BHWKN = (torch.unflatten(v[:, :-1], 1, grid) for v in (x_BLD, delta_BLKD, B_BLKN, C_BLKN))
     x_BD, delta_BKD, B_BKN, C_BKN = (v[:, -1] for v in (x_BLD, delta_BLKD, B_BLKN, C_BLKN))
     if backend == "fused":
+        _tell_of_maps(x_BHWD, delta_BHWKD, A_KDN, B_BHWKN, delta_bias_KD)  # without the token
         y_BHWD, state_BKDN = ss2d_fused(x_BHWD, delta_BHWKD, A_KDN, B_BHWKN, C_BHWKN, D_KD, delta_bias_KD)
         step_BKD, x_B1D = F.softplus(delta_BKD.float() + delta_bias_KD), x_BD.float()[:, None]
         entry_BKDN = (step_BKD * x_B1D)[..., None] * B_BKN.float()[:, :, None]
@@ -74,3 +77,10 @@ def ss2d_then_token(
     )  # fmt: skip
     y_BKDL = torch.unflatten(y_BDL, 1, (DIRECTIONS, -1))
     return cross_sum(y_BKDL[..., :-1], *grid), y_BKDL[..., -1]
+
+
+def _tell_of_maps(
+    x_BHWD: torch.Tensor, delta_BHWKD: torch.Tensor, A_KDN: torch.Tensor, B_BHWKN: torch.Tensor, bias_KD: torch.Tensor
+) -> None:
+    if watched():
+        tell(Scanned(cross_scan(x_BHWD), cross_scan_own(delta_BHWKD), A_KDN, cross_scan_own(B_BHWKN), bias_KD))
