@@ -23,7 +23,8 @@ def make_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: dic
 def take_step(engine: Any, clipping: float) -> torch.Tensor | float:
     """All ranks, after a backward. Step the engine; the gradient norm before it was clipped to ``clipping`` (0: not at all).
 
-    Without ZeRO, DeepSpeed keeps no norm, and clips by one that it waits for on the host; so it is taken and used here.
+    Without ZeRO, DeepSpeed keeps no norm, and clips by one that it waits for on the host; so it is taken and used here. A step
+    whose norm is not finite changes no weight: with ZeRO, DeepSpeed sees to that.
     """
     if engine.zero_optimization_stage():
         engine.step()
@@ -31,6 +32,10 @@ def take_step(engine: Any, clipping: float) -> torch.Tensor | float:
         return norm
     parameters = [parameter for parameter in engine.module.parameters() if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if norm.is_cuda:
+        engine.optimizer.found_inf = (~norm.isfinite()).float()  # fused optimizers skip such a step, and nobody waits to see
+    elif not norm.isfinite():
+        return norm
     if clipping and engine.is_gradient_accumulation_boundary():
         torch.nn.utils.clip_grads_with_norm_(parameters, clipping, norm)
     engine.step()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 import random
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -19,45 +15,22 @@ import torch
 from vmreid.data.ranges import JoinedRanges
 from vmreid.data.streams import Batch, TrainStream
 from vmreid.data.transforms import TrainTransform
-from vmreid.distributed import Place
-from vmreid.engine.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from vmreid.distributed import Place, from_rank_0
+from vmreid.engine.checkpoint import TrainingState, consolidated_weights, load_checkpoint, save_checkpoint
 from vmreid.engine.deepspeed_config import accumulation_steps, autocasts, precision_name, with_derived_keys, zero_stage
-from vmreid.engine.guard import first_non_finite, non_finite
-from vmreid.engine.judge_checkpoint import judge_newest, keep_judgement, keep_judgements_until
-from vmreid.engine.layer_rules import layer_warnings
-from vmreid.engine.looks import by_layer, keep_looks_until
-from vmreid.engine.memory import peak_bytes
+from vmreid.engine.guard import keep_fault, locate, non_finite, plain_copy
+from vmreid.engine.judge_checkpoint import judge_newest
 from vmreid.engine.monitors import Monitor
 from vmreid.engine.prepare import Plan, identity_batches
 from vmreid.engine.recompute import recompute_blocks
 from vmreid.engine.start import make_engine, take_step
+from vmreid.engine.step_log import StepLog, StepLogger, StepTaken, batch_digest
 from vmreid.engine.stop import StopWish
 from vmreid.engine.training_module import StepResult, TrainingModule
 from vmreid.models import BACKBONES, ReIDModel, build_backbone
 from vmreid.models.registry import load_weights
 from vmreid.optim import build_optimizer, learning_rate
 from vmreid.precision import computes_bf16
-from vmreid.progress import Reporter
-
-
-class StepLogger(Protocol):
-    """Where a step's numbers go besides ``log.jsonl``."""
-
-    def log(self, step: int, values: dict[str, float]) -> None: ...
-
-    def log_results(self, step: int, values: dict[str, float]) -> None: ...
-
-
-@dataclass(frozen=True)
-class StepTaken:
-    """An optimizer step whose numbers may still be under way on the device; ``seconds`` as the host saw it."""
-
-    step: int  # from 1
-    rate: float
-    results: list[StepResult]
-    gradient_norm: torch.Tensor | float  # before clipping
-    seconds: float
-    layers: dict[str, list[float]] | None  # where a monitor looked
 
 
 class Trainer:
@@ -114,10 +87,10 @@ class Trainer:
             first = self._forward(loader, monitor)
             if taken:
                 self._account(taken, log)  # while the device is at the next forward
-            results, gradient_norm = self._finish_step(first, loader, rate, monitor)
+            batches, results, gradient_norm = self._finish_step(first, loader, rate, monitor)
             self.step += 1
             layers = dict(monitor.layers) if monitor else None
-            taken = StepTaken(self.step, rate, results, gradient_norm, time.monotonic() - begin, layers)
+            taken = StepTaken(self.step, rate, results, gradient_norm, batches, time.monotonic() - begin, layers)
             asked = wish.agreed()
             if asked or self._saves():
                 self._account(taken, log)
@@ -166,41 +139,50 @@ class Trainer:
 
     def _finish_step(
         self, first: tuple[Batch, StepResult], loader: Iterator[Batch], rate: float, monitor: Monitor | None
-    ) -> tuple[list[StepResult], torch.Tensor | float]:
-        """All ranks. What is left of an optimizer step; the micro-batches' results and the gradient norm before clipping."""
+    ) -> tuple[list[Batch], list[StepResult], torch.Tensor | float]:
+        """All ranks. What is left of an optimizer step; micro-batches, their results, and the gradient norm before clipping."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        results = []
+        batches, results = [], []
         for number in range(self.accumulation):
             batch, result = self._forward(loader) if number else first
             if not math.isfinite(result.loss.item()):  # equal on all ranks, so all stop
-                self._stop(self.step + 1, first_non_finite(self.engine.module, batch))
+                self._stop(self.step + 1, [batch], [result], "the loss")
             self.engine.backward(result.loss)
             if monitor and number + 1 == self.accumulation:
                 monitor.backward()
             norm = take_step(self.engine, self.clipping)
+            batches.append(batch)
             results.append(result)
         if monitor:
             monitor.after()
-        return results, norm
+        return batches, results, norm
 
     def _account(self, taken: StepTaken, log: StepLog | None) -> None:
         """All ranks. Stop where a step's gradient was not finite, or write its numbers on rank 0."""
         norm = float(taken.gradient_norm)
         if not math.isfinite(norm):
-            self._stop(taken.step, f"gradient norm {norm}, while the loss was finite")
+            self._stop(taken.step, taken.batches, taken.results, "the gradient's norm")
         if log:
             epoch = (taken.step - 1) // self.steps_per_epoch
             log.write(taken, epoch, norm, self.plan.recipe.train.batch_size / taken.seconds)
             if taken.layers is not None:
                 log.looked(taken.step, taken.layers)
 
-    def _stop(self, step: int, where: str) -> NoReturn:
-        """All ranks. End at a non-finite value; rank 0 keeps a line of it, which a resume leaves alone."""
-        if self.place.rank == 0:
-            with self.plan.folder.non_finite_file.open("a") as file:
-                file.write(json.dumps({"step": step, "where": where}) + "\n")
-        raise non_finite(step, where)
+    def _stop(self, step: int, batches: list[Batch], results: list[StepResult], seen_in: str) -> NoReturn:
+        """All ranks. End at a non-finite value that was ``seen_in`` what follows from it; find where it began.
+
+        The weights are those before the step: neither DeepSpeed nor ``take_step`` takes one with such a gradient.
+        """
+        weights = from_rank_0(consolidated_weights(self.engine))
+        module = plain_copy(self.plan.recipe, self.plan.scan_backend, weights, self.place.device)
+        autocast = autocasts(self.plan.deepspeed) and computes_bf16(self.place.device)
+        for batch, result in zip(batches, results, strict=True):
+            fault = locate(module, batch, autocast)
+            if fault or batch is batches[-1]:
+                place = keep_fault(self.plan.folder, step, fault, seen_in, batch, weights, batch_digest([result]))
+                raise non_finite(step, fault, seen_in, place)
+        raise AssertionError("a step has a batch")
 
     def description(self) -> list[str]:
         """What will run: the log's first lines."""
@@ -216,72 +198,6 @@ class Trainer:
             f"DeepSpeed ZeRO-{zero_stage(plan.deepspeed)}, {precision}, on {self.place.device} ({plan.deepspeed_path})",
             *([f"selective scan: {plan.scan_reason}"] if BACKBONES[recipe.model.backbone].d_state else []),
         ]
-
-
-class StepLog:
-    """Rank 0. ``log.jsonl``, the tracker and the progress line, fed once a step. ``skipped``: unreadable pictures replaced."""
-
-    def __init__(self, plan: Plan, step: int, steps: int, logger: StepLogger | None) -> None:
-        self._logger = logger
-        self._folder = plan.folder
-        _keep_steps_until(plan.folder.log_file, step)
-        keep_looks_until(plan.folder.monitors_file, step)
-        self._warned: set[str] = set()
-        keep_judgements_until(plan.folder, step)
-        self._file, self._looks = (path.open("a", buffering=1) for path in (plan.folder.log_file, plan.folder.monitors_file))
-        self._progress = Reporter("training step", steps, done=step)
-        self._progress.__enter__()
-
-    def write(self, taken: StepTaken, epoch: int, gradient_norm: float, images_per_s: float) -> None:
-        """Means over the micro-batches; ``batch_digest`` covers the pixels of the global batch in its order."""
-        step, rate, results = taken.step, taken.rate, taken.results
-        pictures = np.concatenate([result.pictures_B2.cpu().numpy() for result in results])
-        values = {
-            "loss": _mean(result.loss.detach() for result in results),
-            "loss_identity": _mean(result.identity_loss for result in results),
-            "loss_triplet": _mean(result.triplet_loss for result in results),
-            "accuracy": _mean(result.accuracy for result in results),
-            "lr": rate,
-            "grad_norm": gradient_norm,
-            "images_per_s": images_per_s,
-            "peak_bytes": peak_bytes(),
-            "skipped": sum(int(result.replaced) for result in results),
-        }
-        digest = hashlib.sha256(pictures.astype("<i8").tobytes()).hexdigest()[:16]
-        self._file.write(json.dumps({"step": step, "epoch": epoch, **values, "batch_digest": digest}) + "\n")
-        if self._logger:
-            people = {key: value for key, value in values.items() if key != "peak_bytes"}
-            self._logger.log(step, {"epoch": epoch, **people, "peak_GiB": values["peak_bytes"] / 2**30})
-        self._progress.advance(
-            f"epoch {epoch}  loss {values['loss']:.3f}  lr {rate:.2e}  |g| {gradient_norm:.2f}  {images_per_s:.1f} pictures/s"
-        )
-
-    def looked(self, step: int, layers: dict[str, list[float]]) -> None:
-        """Keep what a monitor saw in a step; a warning is printed once."""
-        warnings = layer_warnings(layers)
-        self._looks.write(json.dumps({"step": step, "layers": layers, "warnings": list(warnings.values())}) + "\n")
-        if self._logger:
-            self._logger.log_results(step, by_layer(layers))
-        for key in warnings.keys() - self._warned:
-            print(f"step {step}: {warnings[key]}", flush=True)
-        self._warned |= warnings.keys()
-
-    def judged(self, step: int, epochs: int, scores: dict[str, float]) -> None:
-        """Keep what the checkpoint of a step scored."""
-        keep_judgement(self._folder, step, epochs, scores)
-        if self._logger:
-            self._logger.log_results(step, scores)
-        print(f"after {epochs} epochs: mAP {scores['mAP']:.3f}, Rank-1 {scores['rank1']:.3f}", flush=True)
-
-    def sync(self) -> None:
-        """Have its lines on the disk, where a checkpoint of their steps will be."""
-        for file in (self._file, self._looks):
-            os.fsync(file.fileno())
-
-    def close(self) -> None:
-        self._progress.__exit__(None, None, None)
-        self._file.close()
-        self._looks.close()
 
 
 def build_model(plan: Plan, classes: int) -> tuple[ReIDModel, str]:
@@ -303,14 +219,3 @@ def seed_everything(*numbers: int) -> None:
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch's tensors on ``device``."""
     return Batch(**{name: value.to(device, non_blocking=True) for name, value in vars(batch).items()})
-
-
-def _mean(values: Any) -> float:
-    return float(torch.stack(list(values)).mean())
-
-
-def _keep_steps_until(path: Path, step: int) -> None:
-    """Lines of steps after the checkpoint are taken again, so they go."""
-    if path.is_file():
-        lines = path.read_text().splitlines(keepends=True)[:step]
-        path.write_text("".join(lines))

@@ -40,7 +40,7 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     groups = [
         {key: value for key, value in group.items() if key != "names"} for group in parameter_groups(model, optim.weight_decay)
     ]
+    fused = next(model.parameters()).is_cuda
     if optim.name == "adamw":
-        fused = next(model.parameters()).is_cuda
         return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
-    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum)
+    return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, fused=fused)
