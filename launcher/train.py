@@ -73,6 +73,7 @@ def main(words: Sequence[str]) -> int:
         raise
     if tracker:
         tracker.log_artifact(plan.folder.log_file)
+        _show_layers(tracker, plan)
         tracker.close("KILLED" if asked else "FINISHED")
     stop_process_group()
     if asked:
@@ -192,6 +193,20 @@ def _show_data(tracker: MlflowRun, plan: Plan) -> None:
         path = plan.folder.pictures / ("data.png" if len(plan.sets) == 1 else f"data-{number}.png")
         write_atomically(path, draw_contact_sheet(each.folder, each.manifest))
         tracker.log_artifact(path, "pictures")
+
+
+def _show_layers(tracker: MlflowRun, plan: Plan) -> None:
+    from vmreid.run_folder import write_atomically
+
+    looks = plan.folder.monitors()
+    if not looks:
+        return
+    from vmreid.report.heat_maps import draw_layers
+
+    plan.folder.pictures.mkdir(exist_ok=True)
+    write_atomically(plan.folder.pictures / "layers.png", draw_layers(looks, f"{plan.recipe.model.backbone}: blocks over steps"))
+    tracker.log_artifact(plan.folder.pictures / "layers.png", "pictures")
+    tracker.log_artifact(plan.folder.monitors_file)
 
 
 if __name__ == "__main__":
