@@ -119,11 +119,11 @@ def test_the_printed_table_has_each_direction_beside_its_floors(project, backbon
 def test_pictures_are_files_of_the_run_and_artifacts_in_mlflow(project):
     """The resumed run, whose sheet of the data was taken away, has drawn none again."""
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{project / 'runs/mlflow.db'}")
-    for backbone, drawn in (("VIT-S", EVALUATED), ("MAMBA-V2", EVALUATED | {"data.png"})):
+    for backbone, drawn in (("VIT-S", EVALUATED | {"layers.png"}), ("MAMBA-V2", EVALUATED | TRAINED)):
         folder = project / "runs" / backbone
         run_id = json.loads((folder / "mlflow.json").read_text())["run_id"]
         logged = {artifact.path: artifact.file_size for artifact in client.list_artifacts(run_id, "pictures")}
-        assert logged.keys() == {f"pictures/{name}" for name in EVALUATED | {"data.png"}}
+        assert logged.keys() == {f"pictures/{name}" for name in EVALUATED | TRAINED}
         assert {path.name for path in (folder / "pictures").iterdir()} == drawn
         for name in drawn:
             assert logged[f"pictures/{name}"] == (folder / "pictures" / name).stat().st_size
