@@ -104,8 +104,9 @@ def _prepare(
     features = folder.features if recipe.evaluation.keep_features else None
     jobs = []
     for checkpoint in chosen:
+        then = recipe.model_copy(update={"model": folder.model_of(checkpoint)})
         for each in sets:
-            plan = EvaluationPlan(recipe, each.folder, each.manifest, checkpoint, backend, features, compiled)
+            plan = EvaluationPlan(then, each.folder, each.manifest, checkpoint, backend, features, compiled)
             below = f"evaluations/{checkpoint.name}/{each.folder.name}" if checkpoints or places else None
             prefix = f"{UNNAMEABLE.sub('_', each.folder.name)}/" if places else ""
             jobs.append(Job(plan, RunFolder(folder.path / below) if below else folder, prefix, below))

@@ -12,8 +12,9 @@ from typing import Any
 from vmreid.digests import DIGESTS, damage
 from vmreid.errors import UserError
 from vmreid.recipes import Recipe, load_recipe
+from vmreid.recipes.schema import Model
 
-WEIGHTS = "weights.safetensors"
+WEIGHTS, STATE = "weights.safetensors", "state.json"
 QUERIES = "queries.npz"
 
 
@@ -60,6 +61,11 @@ class RunFolder:
         if wrong:
             raise UserError(f"{chosen}: damaged ({wrong}); give another by --checkpoint, {self.path} has {found}")
         return chosen
+
+    def model_of(self, checkpoint: Path) -> Model:
+        """The recipe's model as it was at a checkpoint: one that grows may have been less deep."""
+        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text()) if (checkpoint / STATE).is_file() else {}
+        return self.recipe().model.at_depth(state.get("depth"))
 
     def whole(self) -> list[Path]:
         """Folders of whole checkpoints, oldest first."""

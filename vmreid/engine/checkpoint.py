@@ -17,9 +17,8 @@ from vmreid.digests import DIGESTS, Entry, as_text, damage, entries_of, sync
 from vmreid.engine.start import gathered
 from vmreid.engine.universal import SUFFIX
 from vmreid.errors import UserError
-from vmreid.run_folder import WEIGHTS, RunFolder, write_atomically
+from vmreid.run_folder import STATE, WEIGHTS, RunFolder, write_atomically
 
-STATE = "state.json"
 DISK_TROUBLE = re.compile(r"PytorchStreamWriter|inline_container|iostream|No space|I/O error|os error", re.IGNORECASE)
 
 
@@ -33,6 +32,7 @@ class TrainingState:
     step: int  # optimizer steps taken
     world: int
     data_digest: str
+    depth: int | None = None  # of a model that grows
 
 
 def save_checkpoint(engine: Any, folder: RunFolder, state: TrainingState, keep: int) -> None:

@@ -11,10 +11,15 @@ from vmreid.models import ReIDModel
 from vmreid.optim import parameter_groups
 
 
-def check_compile(device: torch.device, zero_stage: int) -> None:
+def check_compile(device: torch.device, zero_stage: int, grows: bool = False) -> None:
     """Raise UserError where ``train.compile`` cannot be had."""
     if device.type != "cuda":
         raise UserError("train.compile true: makes CUDA graphs, and torch sees no GPU here; leave it out")
+    if grows:
+        raise UserError(
+            "train.compile true: keeps a backbone's parameters in two, which a model.depth_schedule would have to cut; "
+            "leave out one of them"
+        )
     if zero_stage == 3:
         raise UserError(
             "train.compile true: ZeRO stage 3 gathers parameters between a backbone's layers, which one graph cannot; "

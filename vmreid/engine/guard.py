@@ -63,7 +63,14 @@ def locate(module: TrainingModule, batch: Batch, autocast: bool) -> Fault | None
 
 
 def keep_fault(
-    folder: RunFolder, step: int, fault: Fault | None, seen_in: str, batch: Batch, weights: dict[str, torch.Tensor], digest: str
+    folder: RunFolder,
+    step: int,
+    fault: Fault | None,
+    seen_in: str,
+    batch: Batch,
+    weights: dict[str, torch.Tensor],
+    digest: str,
+    depth: int | None,
 ) -> Path:
     """All ranks. The folder with the global batch, the weights before the step, and where; a line in ``non_finite.jsonl``."""
     place = folder.path / "non_finite" / f"step-{step:06d}"
@@ -73,7 +80,7 @@ def keep_fault(
         safetensors.torch.save_file(parts, place / BATCH)
         safetensors.torch.save_file(weights, place / WEIGHTS)
         what = asdict(fault) if fault else {"where": seen_in}
-        line = json.dumps({"step": step, **what, "batch_digest": digest})
+        line = json.dumps({"step": step, **what, "batch_digest": digest, "depth": depth})
         write_atomically(place / FAULT, line + "\n")
         with folder.non_finite_file.open("a") as file:
             file.write(line + "\n")
@@ -96,7 +103,8 @@ def replay(place: Path, scan_backend: str, device: torch.device, autocast: bool)
     """One rank, in a process group. What ``locate`` finds for a kept fault. Raises UserError where ``place`` holds none."""
     if not (place / FAULT).is_file():
         raise UserError(f"{place}: holds no {FAULT}; give a folder that a stop has left, RUN/non_finite/step-NNNNNN")
-    recipe = RunFolder(place.parents[1]).recipe()
+    recipe, depth = RunFolder(place.parents[1]).recipe(), json.loads((place / FAULT).read_text())["depth"]
+    recipe = recipe.model_copy(update={"model": recipe.model.at_depth(depth)})
     weights = safetensors.torch.load_file(place / WEIGHTS)
     batch = Batch(**{name: value.to(device) for name, value in safetensors.torch.load_file(place / BATCH).items()})
     return locate(plain_copy(recipe, scan_backend, weights, device), batch, autocast)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,17 +15,24 @@ from vmreid.distributed import Place, from_rank_0
 from vmreid.engine.prepare import Plan
 from vmreid.evaluation.directions import named
 from vmreid.evaluation.evaluate import EvaluationPlan, evaluate_model
+from vmreid.recipes.schema import Model
 from vmreid.run_folder import RunFolder, write_atomically
 
 
 def judge_newest(plan: Plan, judged_on: ShardSet, place: Place) -> dict[str, float]:
     """All ranks. Scores of the run's newest checkpoint by the names that MLflow shows, as ``launcher.evaluate`` logs them."""
-    checkpoint = from_rank_0(plan.folder.checkpoint(None) if place.rank == 0 else None)  # the others may still see the one before
+    checkpoint, model = from_rank_0(_newest(plan) if place.rank == 0 else None)  # the others may still see the one before
+    recipe = plan.recipe.model_copy(update={"model": model})
     with _any_algorithm():
         metrics: dict[str, Any] = evaluate_model(
-            EvaluationPlan(plan.recipe, judged_on.folder, judged_on.manifest, checkpoint, plan.scan_backend), place
+            EvaluationPlan(recipe, judged_on.folder, judged_on.manifest, checkpoint, plan.scan_backend), place
         )
     return named(metrics)
+
+
+def _newest(plan: Plan) -> tuple[Path, Model]:
+    checkpoint = plan.folder.checkpoint(None)
+    return checkpoint, plan.folder.model_of(checkpoint)
 
 
 def keep_judgement(folder: RunFolder, step: int, epochs: int, scores: dict[str, float]) -> None:

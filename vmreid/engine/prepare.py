@@ -93,7 +93,7 @@ def make_plan(recipe: Recipe, recipe_file: Path, out: Path, resume: bool, world:
     deepspeed_path, deepspeed = read_deepspeed_config(recipe.deepspeed_config, recipe_file)
     check_precision(deepspeed, recipe.model.backbone, deepspeed_path)
     if recipe.train.compile:
-        check_compile(device, zero_stage(deepspeed))
+        check_compile(device, zero_stage(deepspeed), grows=recipe.model.depth_schedule is not None)
     check_split_over_ranks(recipe.identities_per_batch, world, accumulation_steps(deepspeed))
     scan_backend, scan_reason = choose_backend(
         recipe.model.scan_backend, device, scans_maps(recipe.model), recipe.train.deterministic

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from vmreid.data.ranges import JoinedRanges
 from vmreid.data.streams import Batch, TrainStream
 from vmreid.data.transforms import TrainTransform
 from vmreid.distributed import Place, from_rank_0
-from vmreid.engine.checkpoint import TrainingState, consolidated_weights, load_checkpoint, save_checkpoint
+from vmreid.engine.checkpoint import TrainingState, consolidated_weights, load_checkpoint, save_checkpoint, state_of
 from vmreid.engine.deepspeed_config import accumulation_steps, autocasts, precision_name, with_derived_keys, zero_stage
+from vmreid.engine.growth import carry_optimizer, fill, phases_of
 from vmreid.engine.guard import keep_fault, locate, non_finite, plain_copy
 from vmreid.engine.judge_checkpoint import judge_newest
 from vmreid.engine.monitors import Monitor
@@ -45,26 +46,51 @@ class Trainer:
         self.batches = identity_batches(recipe, indexes, plan.sets)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.steps = recipe.train.epochs * self.steps_per_epoch
-        model, self.weights_report = build_model(plan, self.batches.classes)
-        model.to(place.device)
-        if recipe.train.recompute:
-            recompute_blocks(model.backbone)
         self.accumulation = accumulation_steps(plan.deepspeed)
-        config = with_derived_keys(plan.deepspeed, recipe.train.batch_size, place.world, computes_bf16(place.device))
-        self.clipping = config["gradient_clipping"]
-        if plan.form:
-            config["checkpoint"] = {"load_universal": True}
-        module = TrainingModule(model, recipe.loss, recipe.train.compile)
-        self.engine = make_engine(module, build_optimizer(module, recipe.optim), config)
+        state = state_of(plan.checkpoint) if plan.checkpoint else None
+        self.depth = state.depth if state else recipe.model.depth_in(0)
+        model, self.weights_report = build_model(plan, self.batches.classes, self.depth)
+        self.engine = self._make_engine(model, plan.form is not None)
         self.step = 0
         if plan.checkpoint:
             self.step = load_checkpoint(self.engine, plan.checkpoint, plan.form).step
+        self._grow_if_due()
         transform = TrainTransform(recipe.data.image_size, recipe.data.augment)
         ranges = JoinedRanges([each.train_ranges(index) for each, index in zip(plan.sets, indexes, strict=True)])
         self.stream = TrainStream(
             self.batches, ranges, transform, rank=place.rank, world=place.world, accumulation=self.accumulation,
             begin=self.step, end=self.steps, skip=recipe.data.skip_unreadable,
         )  # fmt: skip
+
+    def _make_engine(self, model: ReIDModel, universal: bool = False) -> Any:
+        """All ranks. The engine around a model; ``universal``: to load a form for another number of ranks."""
+        recipe, plan, device = self.plan.recipe, self.plan, self.place.device
+        model.to(device)
+        if recipe.train.recompute:
+            recompute_blocks(model.backbone)
+        config = with_derived_keys(plan.deepspeed, recipe.train.batch_size, self.place.world, computes_bf16(device))
+        self.clipping = config["gradient_clipping"]
+        if universal:
+            config["checkpoint"] = {"load_universal": True}
+        module = TrainingModule(model, recipe.loss, recipe.train.compile)
+        optimizer = build_optimizer(module, recipe.optim, phases_of(recipe, self.depth, plan.scan_backend))
+        return make_engine(module, optimizer, config)
+
+    def _grow_if_due(self) -> None:
+        """All ranks. Where the next step belongs to a phase of more blocks, go on with a model and an engine of those."""
+        depth = self.plan.recipe.model.depth_in(self.step // self.steps_per_epoch)
+        if depth == self.depth or self.step == self.steps:
+            return
+        before, weights = self.engine, from_rank_0(consolidated_weights(self.engine))
+        if self.place.rank == 0:
+            print(f"after {self.step} steps: {self.depth} blocks become {depth}", flush=True)
+        self.depth = depth
+        seed_everything(self.plan.recipe.seed, depth or 0)
+        model, _ = build_model(self.plan, self.batches.classes, depth)
+        fill(model, weights)
+        self.engine = self._make_engine(model)
+        carry_optimizer(before, self.engine)
+        before.destroy()
 
     def train(self, logger: StepLogger | None) -> str:
         """All ranks. Train from ``self.step`` to the end, or until a signal asks for a checkpoint and an early end; its name, or
@@ -97,9 +123,10 @@ class Trainer:
                 taken = None
                 if log:
                     log.sync()
-                state = TrainingState(self.step, self.place.world, self.plan.data_digest)
+                state = TrainingState(self.step, self.place.world, self.plan.data_digest, self.depth)
                 save_checkpoint(self.engine, self.plan.folder, state, recipe.train.keep_checkpoints)
                 self._judge(log)
+            self._grow_if_due()
         if log:
             log.close()
         return asked if self.step < self.steps else ""
@@ -175,12 +202,14 @@ class Trainer:
         The weights are those before the step: neither DeepSpeed nor ``take_step`` takes one with such a gradient.
         """
         weights = from_rank_0(consolidated_weights(self.engine))
-        module = plain_copy(self.plan.recipe, self.plan.scan_backend, weights, self.place.device)
+        settings = self.plan.recipe.model.at_depth(self.depth)
+        recipe = self.plan.recipe.model_copy(update={"model": settings})
+        module = plain_copy(recipe, self.plan.scan_backend, weights, self.place.device)
         autocast = autocasts(self.plan.deepspeed) and computes_bf16(self.place.device)
         for batch, result in zip(batches, results, strict=True):
             fault = locate(module, batch, autocast)
             if fault or batch is batches[-1]:
-                place = keep_fault(self.plan.folder, step, fault, seen_in, batch, weights, batch_digest([result]))
+                place = keep_fault(self.plan.folder, step, fault, seen_in, batch, weights, batch_digest([result]), self.depth)
                 raise non_finite(step, fault, seen_in, place)
         raise AssertionError("a step has a batch")
 
@@ -200,9 +229,11 @@ class Trainer:
         ]
 
 
-def build_model(plan: Plan, classes: int) -> tuple[ReIDModel, str]:
-    """The model from torch's current random state, with published weights where the recipe names them, and a report."""
-    settings = plan.recipe.model
+def build_model(plan: Plan, classes: int, depth: int | None) -> tuple[ReIDModel, str]:
+    """The model from torch's current random state, with published weights where the recipe names them, and a report.
+
+    ``depth``: of a model that grows."""
+    settings = plan.recipe.model.at_depth(depth)
     backbone = build_backbone(settings, plan.recipe.data.image_size, plan.scan_backend)
     report = load_weights(backbone, Path(settings.weights)) if settings.weights else "from scratch"
     return ReIDModel(backbone, classes, plan.recipe.data.mean, plan.recipe.data.std), report

@@ -10,9 +10,13 @@ from vmreid.run_folder import WEIGHTS
 
 
 class Backbone(nn.Module):
-    """A module from normalised pictures [B, 3, height, width] to features [B, dim]."""
+    """A module from normalised pictures [B, 3, height, width] to features [B, dim].
+
+    ``ends``: names, within a repeated block, of each residual branch's last layer: where they give zero, it is the identity.
+    """
 
     dim: int
+    ends: tuple[str, ...] = ("project_out",)
 
     def repeated_blocks(self) -> list[nn.Module]:
         """The blocks between stem and final norm, first to last."""

@@ -7,8 +7,10 @@ import math
 import torch
 from torch import nn
 
+from vmreid.recipes.schema import Start
+
 WEIGHT_STD = 0.02
-DELTA_RANGE = (1e-3, 1e-1)
+NOTE = Start()  # which the functions below follow
 
 
 def initialise_weights(module: nn.Module) -> None:
@@ -48,6 +50,24 @@ def decay_rates(A_log_DN: torch.Tensor) -> torch.Tensor:
 
 def delta_bias(channels: int) -> torch.Tensor:
     """softplus^-1(exp U[log 1e-3, log 1e-1]), [channels]: step sizes over two decades (Mamba, arXiv 2312.00752, section 3.6)."""
-    low, high = map(math.log, DELTA_RANGE)
-    delta = torch.exp(torch.rand(channels) * (high - low) + low)
+    return drawn_delta_bias(channels, *NOTE.delta)
+
+
+def drawn_delta_bias(channels: int, low: float, high: float) -> torch.Tensor:
+    """softplus^-1(exp U[log low, log high]), [channels]."""
+    delta = torch.exp(torch.rand(channels) * (math.log(high) - math.log(low)) + math.log(low))
     return delta + torch.log(-torch.expm1(-delta))
+
+
+@torch.no_grad()
+def start_otherwise(module: nn.Module, start: Start) -> None:
+    """Draw anew what ``start`` has otherwise than the note; the rest stays as it was drawn."""
+    for path, parameter in module.named_parameters():
+        name = path.rpartition(".")[2]
+        if name == "A_log" and start.A != NOTE.A:
+            parameter.copy_(torch.randn_like(parameter) if start.A == "normal" else torch.zeros_like(parameter))
+        elif name.startswith("dt_bias") and start.delta != NOTE.delta:
+            parameter.copy_(drawn_delta_bias(parameter.numel(), *start.delta).view_as(parameter))
+        elif name in ("cls_token", "pos_embed") and start.token_std != NOTE.token_std:
+            zeros = start.token_std == 0
+            parameter.zero_() if zeros else nn.init.trunc_normal_(parameter, std=start.token_std)

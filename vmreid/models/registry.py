@@ -14,13 +14,14 @@ import torch
 
 from vmreid.errors import UserError
 from vmreid.models.backbone import Backbone
+from vmreid.models.initialise import start_otherwise
 from vmreid.models.mamba_s import MambaS
 from vmreid.models.mamba_v2 import MambaV2
 from vmreid.models.vim import Vim
 from vmreid.models.vit import ViT
 from vmreid.models.vmamba import vmamba
 from vmreid.recipes.load import suggestion
-from vmreid.recipes.schema import Model
+from vmreid.recipes.schema import Model, Start
 from vmreid.run_folder import WEIGHTS, RunFolder
 
 OWN = "backbone."  # how a run's weights file names the backbone's tensors
@@ -72,6 +73,9 @@ def check_backbone(model: Model) -> None:
     for field in ("heads", "expand", "d_state"):
         if getattr(model, field) is not None and getattr(definition, field) is None:
             raise UserError(f"model.{field} {getattr(model, field)}: {model.backbone} has no such setting; leave it out")
+    scan = ("A", "delta")
+    if not definition.d_state and model.start.model_dump(include=set(scan)) != Start().model_dump(include=set(scan)):
+        raise UserError(f"model.start.A and delta: {model.backbone} has no selective scan; leave them out")
     if not definition.patches and model.patch != Model.model_fields["patch"].default:
         raise UserError(f"model.patch {model.patch}: {model.backbone} has no such setting; leave it out")
     if model.weights is not None:
@@ -102,10 +106,12 @@ def scans_maps(model: Model) -> bool:
 
 
 def resolved(model: Model) -> dict[str, int]:
-    """The backbone's dimensions with the recipe's deviations."""
+    """The backbone's dimensions with the recipe's deviations; of one that grows, at its last depth."""
     definition = BACKBONES[model.backbone]
     fields = ("dim", "depth", "heads", "expand", "d_state")
     values = {field: getattr(model, field) or getattr(definition, field) for field in fields}
+    if model.depth_schedule:
+        values["depth"] = model.depth_schedule[-1][1]
     return {field: value for field, value in values.items() if value is not None}
 
 
@@ -120,7 +126,9 @@ def build_backbone(model: Model, image_size: tuple[int, int], scan_backend: str)
         settings["patch"] = model.patch
     if "d_state" in settings:
         settings["scan_backend"] = scan_backend
-    return BACKBONES[model.backbone].family(image_size, **settings)
+    backbone = BACKBONES[model.backbone].family(image_size, **settings)
+    start_otherwise(backbone, model.start)
+    return backbone
 
 
 def load_weights(backbone: Backbone, path: Path) -> str:

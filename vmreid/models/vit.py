@@ -41,6 +41,7 @@ class ViT(Backbone):
     """timm's ViT without classifier; the feature is the normalised class token."""
 
     no_weight_decay = ("vit.cls_token", "vit.pos_embed")
+    ends = ("attn.proj", "mlp.fc2")
 
     def __init__(
         self, image_size: tuple[int, int], patch: int, dim: int, depth: int, heads: int, layer_scale: float | None = None

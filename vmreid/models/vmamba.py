@@ -128,7 +128,7 @@ class VMamba(Backbone):
         self, dims: tuple[int, ...], depths: tuple[int, ...], expand: int, d_state: int, vanilla: bool, scan_backend: str
     ) -> None:
         super().__init__()
-        self.dim = dims[-1]
+        self.dim, self.ends = dims[-1], ("scan.project_out",) if vanilla else ("scan.project_out", "fc2")
         if vanilla:
             self.stem = nn.Sequential(Reduce(3, dims[0], kernel_size=4, stride=4, padding=0))
         else:

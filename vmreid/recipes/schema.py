@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
+Growth = tuple[Annotated[int, Field(ge=0)], Positive]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Protocol = Literal["market1501", "msmt17", "veri776", "cuhk03np", "vehicleid", "open_set"]
 MEMORY_GIB = 1.0  # for ranking, where nothing else is given
@@ -22,6 +24,20 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class Start(Section):
+    """What training from scratch begins with, where it is not the weights' 0.02; see ``vmreid/models/initialise.py``."""
+
+    A: Literal["log", "normal", "one"] = "log"  # of A_log: log(1..d_state), drawn from N(0, 1), or 0 for every state
+    delta: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1e-3, 1e-1)  # step sizes, log-uniform
+    token_std: Annotated[float, Field(ge=0)] = 0.02  # of class token and positions, truncated normal; 0: zeros
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.delta[0] > self.delta[1]:
+            raise ValueError(f"model.start.delta {list(self.delta)} must be [low, high] with low <= high")
+        return self
+
+
 class Model(Section):
     """Which backbone, and what deviates from its definition."""
 
@@ -29,11 +45,41 @@ class Model(Section):
     weights: str | None = None  # published weights or a run's folder to start from; None: from scratch
     dim: Positive | None = None  # channels; VMAMBA: those of its first stage
     depth: Positive | None = None  # blocks; VMAMBA: those of its third stage
+    depth_schedule: tuple[Growth, ...] | None = (
+        None  # [first epoch, depth] of each phase, in the place of depth: a model that grows
+    )
     heads: Positive | None = None  # attention backbones only
     d_state: Positive | None = None  # backbones with a selective scan only
     expand: Positive | None = None  # MAMBA, VMAMBA, VIM only: inner channels a channel
     patch: Positive = 16  # all but VMAMBA
+    start: Start = Start()
     scan_backend: Literal["auto", "reference", "torch", "mamba_ssm", "fused"] = "auto"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.depth_schedule is None:
+            return self
+        phases = [list(phase) for phase in self.depth_schedule]
+        if self.depth is not None:
+            raise ValueError(
+                f"model.depth {self.depth} and model.depth_schedule {phases} say the same thing; leave out one of the two"
+            )
+        grows = all(a < b and c < d for (a, c), (b, d) in pairwise(self.depth_schedule))
+        if not grows or not self.depth_schedule or self.depth_schedule[0][0] != 0:
+            raise ValueError(
+                f"model.depth_schedule {phases} must begin at epoch 0 and grow in both, such as [[0, 4], [20, 6], [40, 8]]"
+            )
+        return self
+
+    def depth_in(self, epoch: int) -> int | None:
+        """Of a model that grows: its depth in an epoch, counted from 0; else None."""
+        return (
+            max((depth for first, depth in self.depth_schedule if first <= epoch), default=None) if self.depth_schedule else None
+        )
+
+    def at_depth(self, depth: int | None) -> Self:
+        """A model that grows, at one of its depths. None: this one."""
+        return self.model_copy(update={"depth": depth, "depth_schedule": None}) if depth else self
 
     def from_scratch(self) -> Self:
         """The same backbone without published weights, whose file may be gone once a run is trained."""

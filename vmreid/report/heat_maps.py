@@ -44,7 +44,10 @@ def draw_layers(looks: Sequence[dict[str, Any]], title: str) -> bytes:
 
 
 def _draw(figure: Figure, axes: Axes, quantity: str, looks: Sequence[dict[str, Any]]) -> None:
-    values_LS = np.array([look["layers"][quantity] for look in looks], dtype=float).T
+    columns = [look["layers"][quantity] for look in looks]
+    values_LS = np.full((max(map(len, columns)), len(columns)), np.nan)
+    for step, column in enumerate(columns):  # a model that grows has fewer blocks at first
+        values_LS[: len(column), step] = column
     if quantity.endswith("_share") and quantity != "update_share":
         norm: Normalize = Normalize(0, 1)
     else:
