@@ -40,7 +40,7 @@ def scan_of(delta: float, rates: tuple[float, ...], length: int = 5) -> Scanned:
 
 
 def test_statistics_of_a_scan_with_one_step_size() -> None:
-    seen = scan_statistics(scan_of(0.05, (1.0, 2.0, 4.0)))
+    seen = {name: float(value) for name, value in scan_statistics(scan_of(0.05, (1.0, 2.0, 4.0))).items()}
     assert [seen[name] for name in ("delta_low", "delta_median", "delta_high")] == pytest.approx([0.05] * 3, rel=1e-5)
     assert (seen["delta_A_low"], seen["delta_A_high"]) == pytest.approx((0.05, 0.2), rel=1e-5)
     assert seen["decay"] == pytest.approx(math.exp(-0.05 * 2), rel=1e-5)
@@ -65,7 +65,7 @@ def test_the_last_states_are_the_scans_own() -> None:
         )  # fmt: skip
         squares.append(y_BDL[..., -1].square())
     expected = float(torch.cat(squares).mean().sqrt())
-    assert scan_statistics(scanned)["state_rms"] == pytest.approx(expected, rel=1e-5)
+    assert float(scan_statistics(scanned)["state_rms"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_rules_name_the_block_and_the_share() -> None:
@@ -147,6 +147,6 @@ def test_lines_of_steps_to_come_go(tmp_path: Path) -> None:
     assert path.read_text() == "".join(lines[:2])
 
 
-def test_the_default_looks_every_hundred_steps() -> None:
-    assert Train.model_fields["monitor_steps"].default == 100
+def test_the_default_looks_every_200_steps() -> None:
+    assert Train.model_fields["monitor_steps"].default == 200
     assert not any("monitor" in setting for setting in (*BASE, *SMALL["VIT-S"]))

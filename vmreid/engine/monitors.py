@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,13 +22,13 @@ class Monitor:
     """All ranks, one for a look at one step: ``forward`` before its forward, ``backward`` between its last backward and the
     optimizer's step, ``after`` that. What training computes is not touched.
 
-    ``layers`` has the numbers by quantity, first block to last: what ``scan_statistics`` says of the blocks that scan,
+    ``numbers`` gives them by quantity, first block to last: what ``scan_statistics`` says of the blocks that scan,
     ``output_rms`` of what they return, ``gradient_norm`` of their parameters before clipping, ``update_share``: the norm of their
     weights' change over that of their weights.
     """
 
     def __init__(self, module: TrainingModule, autocast: bool) -> None:
-        self.layers: defaultdict[str, list[float]] = defaultdict(list)
+        self._layers: defaultdict[str, list[torch.Tensor]] = defaultdict(list)  # scalars that nobody has waited for
         self._module, self._autocast = module, autocast
         self._before: list[list[torch.Tensor]] = []
         module.show_parameters()
@@ -41,10 +41,10 @@ class Monitor:
 
         def scanned(inputs: Scanned) -> None:
             for name, value in scan_statistics(inputs).items():
-                self.layers[name].append(value)
+                self._layers[name].append(value)
 
         def left(_: nn.Module, __: Any, output: Any) -> None:
-            self.layers["output_rms"].append(float(output.float().square().mean().sqrt()))
+            self._layers["output_rms"].append(output.float().square().mean().sqrt())
 
         model, device = self._module.model, batch.images_BCHW.device.type
         handles = [block.register_forward_hook(left) for block in model.backbone.repeated_blocks()]
@@ -58,16 +58,23 @@ class Monitor:
         flat = self._module.flat
         pieces = flat.pieces_of(whole_gradient(flat.decay), whole_gradient(flat.no_decay)) if flat else {}
         for names in self._blocks:
-            gradients = (pieces[name] if flat else whole_gradient(self._parameter(name)) for name in names)
-            self.layers["gradient_norm"].append(_norm(gradients))
+            gradients = [pieces[name] if flat else whole_gradient(self._parameter(name)) for name in names]
+            self._layers["gradient_norm"].append(_norm(gradients))
             self._before.append(self._weights(names))
 
     def after(self) -> None:
         """Compare the weights with those before the step."""
         self._module.show_parameters()
         for names, before in zip(self._blocks, self._before, strict=True):
-            moved = _norm(now - then for now, then in zip(self._weights(names), before, strict=True))
-            self.layers["update_share"].append(moved / max(_norm(before), 1e-12))
+            moved = _norm(torch._foreach_sub(self._weights(names), before))
+            self._layers["update_share"].append(moved / _norm(before).clamp_min(1e-12))
+        self._before = []
+
+    def numbers(self) -> dict[str, list[float]]:
+        """What was seen, fetched from the device in one go."""
+        values = torch.stack([value.float() for values in self._layers.values() for value in values]).tolist()
+        rest = iter(values)
+        return {name: list(itertools.islice(rest, len(values))) for name, values in self._layers.items()}
 
     def _parameter(self, name: str) -> nn.Parameter:
         return self._module.model.backbone.get_parameter(name)
@@ -78,5 +85,6 @@ class Monitor:
             return [parameter.detach().clone() for parameter in parameters]
 
 
-def _norm(tensors: Iterable[torch.Tensor]) -> float:
-    return float(torch.stack([tensor.float().square().sum() for tensor in tensors]).sum().sqrt())
+def _norm(tensors: list[torch.Tensor] | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]))
+    return norm

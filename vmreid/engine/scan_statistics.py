@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 
@@ -14,8 +12,8 @@ DEAD = 1e-4  # step size below which nothing to speak of enters a state; Mamba's
 ALIKE = 1e-3  # spread of log |A| over a channel's states below which they are one
 
 
-def scan_statistics(scanned: Scanned) -> dict[str, float]:
-    """By name; a channel is one of one direction.
+def scan_statistics(scanned: Scanned) -> dict[str, torch.Tensor]:
+    """Scalars by name, on the inputs' device; a channel is one of one direction.
 
     ``delta_*``: the step size Δ over all tokens (lowest 1 %, median, highest 1 %). ``delta_A_*``: lowest and highest Δ·|A| over
     tokens and states. ``decay``: the median of exp(Δ·A). ``memory_tokens``: the median over channels of the tokens after which
@@ -34,31 +32,31 @@ def scan_statistics(scanned: Scanned) -> dict[str, float]:
         "delta_low": low,
         "delta_median": median,
         "delta_high": high,
-        "delta_A_low": float((delta_BKDL * slow_KD[..., None]).amin()),
-        "delta_A_high": float((delta_BKDL * fast_KD[..., None]).amax()),
-        "decay": float(torch.exp(-delta_BKDL.median() * rate_KDN.median())),
-        "memory_tokens": float(memory_KD.median()),
-        "short_share": float((memory_KD < SHORT).float().mean()),
-        "dead_share": float((mean_KD < DEAD).float().mean()),
-        "alike_share": 0.0 if one_state else float((spread_KD < ALIKE).float().mean()),
+        "delta_A_low": (delta_BKDL * slow_KD[..., None]).amin(),
+        "delta_A_high": (delta_BKDL * fast_KD[..., None]).amax(),
+        "decay": torch.exp(-delta_BKDL.median() * rate_KDN.median()),
+        "memory_tokens": memory_KD.median(),
+        "short_share": (memory_KD < SHORT).float().mean(),
+        "dead_share": (mean_KD < DEAD).float().mean(),
+        "alike_share": spread_KD.new_zeros(()) if one_state else (spread_KD < ALIKE).float().mean(),
     }
     return {**statistics, "state_rms": _last_state_rms(scanned, delta_BKDL)}
 
 
-def _last_state_rms(scanned: Scanned, delta_BKDL: torch.Tensor) -> float:
+def _last_state_rms(scanned: Scanned, delta_BKDL: torch.Tensor) -> torch.Tensor:
     """Of h_L = sum over t of exp(A · sum of Δ after t) Δ_t B_t u_t. One direction at a time, which is what takes memory."""
     entry_BKDL = delta_BKDL * scanned.u_BKDL.float()
     after_BKDL = delta_BKDL.flip(3).cumsum(3).flip(3) - delta_BKDL
-    squares, count = 0.0, 0
+    squares = []
     for k in range(delta_BKDL.shape[1]):
         kept_BDLN = torch.exp(after_BKDL[:, k, ..., None] * scanned.A_KDN[k].float()[None, :, None])
         state_BDN = torch.einsum("bdln,bdl,bnl->bdn", kept_BDLN, entry_BKDL[:, k], scanned.B_BKNL[:, k].float())
-        squares, count = squares + float(state_BDN.square().sum()), count + state_BDN.numel()
-    return math.sqrt(squares / count)
+        squares.append(state_BDN.square().mean())
+    return torch.stack(squares).mean().sqrt()
 
 
-def _quantiles(values: torch.Tensor, at: tuple[float, ...]) -> list[float]:
+def _quantiles(values: torch.Tensor, at: tuple[float, ...]) -> tuple[torch.Tensor, ...]:
     """Over a regular sample where there are more values than torch sorts in one go."""
     flat = values.flatten()
     flat = flat[:: -(-flat.numel() // 1_000_000)]
-    return [float(value) for value in torch.quantile(flat, torch.tensor(at, device=flat.device))]
+    return torch.quantile(flat, torch.tensor(at, device=flat.device)).unbind()

@@ -18,6 +18,7 @@ from vmreid.engine.judge_checkpoint import keep_judgement, keep_judgements_until
 from vmreid.engine.layer_rules import layer_warnings
 from vmreid.engine.looks import by_layer, keep_looks_until
 from vmreid.engine.memory import peak_bytes
+from vmreid.engine.monitors import Monitor
 from vmreid.engine.prepare import Plan
 from vmreid.engine.training_module import StepResult
 from vmreid.progress import Reporter
@@ -41,7 +42,7 @@ class StepTaken:
     gradient_norm: torch.Tensor | float  # before clipping
     batches: list[Batch]
     seconds: float
-    layers: dict[str, list[float]] | None  # where a monitor looked
+    monitor: Monitor | None  # that looked
 
 
 class StepLog:

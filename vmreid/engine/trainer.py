@@ -115,8 +115,7 @@ class Trainer:
                 self._account(taken, log)  # while the device is at the next forward
             batches, results, gradient_norm = self._finish_step(first, loader, rate, monitor)
             self.step += 1
-            layers = dict(monitor.layers) if monitor else None
-            taken = StepTaken(self.step, rate, results, gradient_norm, batches, time.monotonic() - begin, layers)
+            taken = StepTaken(self.step, rate, results, gradient_norm, batches, time.monotonic() - begin, monitor)
             asked = wish.agreed()
             if asked or self._saves():
                 self._account(taken, log)
@@ -193,8 +192,8 @@ class Trainer:
         if log:
             epoch = (taken.step - 1) // self.steps_per_epoch
             log.write(taken, epoch, norm, self.plan.recipe.train.batch_size / taken.seconds)
-            if taken.layers is not None:
-                log.looked(taken.step, taken.layers)
+            if taken.monitor:
+                log.looked(taken.step, taken.monitor.numbers())
 
     def _stop(self, step: int, batches: list[Batch], results: list[StepResult], seen_in: str) -> NoReturn:
         """All ranks. End at a non-finite value that was ``seen_in`` what follows from it; find where it began.

@@ -175,7 +175,7 @@ class Train(Section):
     batch_size: Positive  # pictures per optimizer step over all ranks and accumulation: P x K
     checkpoint_epochs: Positive
     checkpoint_steps: Positive | None = None  # also after every so many steps, for epochs that take hours
-    monitor_steps: Positive | None = 100  # look into the layers every so many steps; None: never
+    monitor_steps: Positive | None = 200  # look into the layers every so many steps; None: never
     keep_checkpoints: Positive = 2  # the last ones; the best by evaluation.every_epochs stays too
     compile: bool = False  # the backbone as compiled kernels in CUDA graphs: minutes at the start, fewer a step
     recompute: bool = False  # keep a block's inputs alone for the backward: less memory, one forward more
