@@ -99,7 +99,7 @@ def replay_with(place: Path, fault: Callable[[Trainer], None]) -> Fault | None:
     """One rank. Replay what a stop has kept, the fault still there."""
     fault(None)  # type: ignore[arg-type]
     try:
-        return replay(place, "torch", torch.device("cpu"), autocast=False)
+        return replay(place, torch.device("cpu"))
     finally:
         ReIDModel.normalise = NORMALISE  # type: ignore[method-assign]
 

@@ -17,9 +17,12 @@ from torch import nn
 
 from vmreid.data.streams import Batch
 from vmreid.distributed import concatenate_over_ranks
+from vmreid.engine.deepspeed_config import autocasts, read_deepspeed_config
 from vmreid.engine.training_module import TrainingModule
 from vmreid.errors import UserError
-from vmreid.models import ReIDModel, build_backbone
+from vmreid.kernels import choose_backend
+from vmreid.models import ReIDModel, build_backbone, scans_maps
+from vmreid.precision import computes_bf16
 from vmreid.recipes import Recipe
 from vmreid.run_folder import WEIGHTS, RunFolder, write_atomically
 
@@ -99,7 +102,7 @@ def non_finite(step: int, fault: Fault | None, seen_in: str, place: Path) -> Use
     )
 
 
-def replay(place: Path, scan_backend: str, device: torch.device, autocast: bool) -> Fault | None:
+def replay(place: Path, device: torch.device) -> Fault | None:
     """One rank, in a process group. What ``locate`` finds for a kept fault. Raises UserError where ``place`` holds none."""
     if not (place / FAULT).is_file():
         raise UserError(f"{place}: holds no {FAULT}; give a folder that a stop has left, RUN/non_finite/step-NNNNNN")
@@ -107,6 +110,9 @@ def replay(place: Path, scan_backend: str, device: torch.device, autocast: bool)
     recipe = recipe.model_copy(update={"model": recipe.model.at_depth(depth)})
     weights = safetensors.torch.load_file(place / WEIGHTS)
     batch = Batch(**{name: value.to(device) for name, value in safetensors.torch.load_file(place / BATCH).items()})
+    scan_backend, _ = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))
+    _, deepspeed = read_deepspeed_config(str(place.parents[1] / recipe.deepspeed_config), place.parents[1])
+    autocast = autocasts(deepspeed) and computes_bf16(device)
     return locate(plain_copy(recipe, scan_backend, weights, device), batch, autocast)
 
 
