@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LONGEST_FILE = 400
 LAYERS = (  # from the top; a unit imports itself and what lies in lower layers
     ("launcher",),
-    ("vmreid.benchmarks", "vmreid.doctor"),
+    ("vmreid.benchmarks", "vmreid.doctor", "vmreid.study"),
     ("vmreid.engine", "vmreid.report"),
     ("vmreid.evaluation", "vmreid.tracking"),
     ("vmreid.data", "vmreid.losses", "vmreid.models", "vmreid.optim"),

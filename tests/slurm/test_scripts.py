@@ -67,7 +67,7 @@ class Cluster:
             "SLURM_JOB_ID": "4711",
             "SLURM_JOB_NODELIST": "node[07-09]",
             "SLURM_JOB_PARTITION": "test",
-            "SLURM_NTASKS": "1" if job == "shards" else "6",
+            "SLURM_NTASKS": "1" if job in ("shards", "study") else "6",
             "FAKE_SRUN": 'exec "$@"',
             "FAKE_RANK": "exit 0",
         }
@@ -221,10 +221,11 @@ def test_a_lost_node_takes_its_word_with_it(cluster: Cluster) -> None:
     assert "requeue 4711" in (cluster.folder / "record/scontrol").read_text().splitlines()
 
 
-def test_near_its_time_limit_a_job_saves_and_starts_again(cluster: Cluster) -> None:
+@pytest.mark.parametrize("job", ["train", "study"])
+def test_near_its_time_limit_a_job_saves_and_starts_again(cluster: Cluster, job: str) -> None:
     in_no_time(cluster)
     process = cluster.start(
-        "train", FAKE_RANK='trap "exit 75" USR1; touch record/ready; for i in $(seq 500); do /bin/sleep 0.02; done'
+        job, FAKE_RANK='trap "exit 75" USR1; touch record/ready; for i in $(seq 500); do /bin/sleep 0.02; done'
     )
     while not (cluster.folder / "record/ready").exists():
         time.sleep(0.02)
@@ -237,6 +238,16 @@ def test_near_its_time_limit_a_job_saves_and_starts_again(cluster: Cluster) -> N
 def test_a_job_that_starts_again_resumes(cluster: Cluster) -> None:
     cluster.run("train", "--out", "runs/x", SLURM_RESTART_COUNT="2")
     assert cluster.record("python")[2:] == ["--out", "runs/x", "--resume", "auto"]
+
+
+def test_a_study_is_one_task_that_shares_out_the_cpus(cluster: Cluster) -> None:
+    code, errors = cluster.run("study", SLURM_NTASKS="8")
+    assert code == 2
+    assert re.fullmatch(r"slurm: 8 tasks, but one starts the others; .*ranks: N in the study\n", errors)
+    assert not (cluster.folder / "record/srun").exists()
+    assert cluster.run("study", "study.yaml", "--out", "a b", SLURM_CPUS_PER_TASK="12") == (0, "")
+    assert cluster.record("python")[1:] == ["launcher.study", "study.yaml", "--out", "a b"]
+    assert "OMP_NUM_THREADS" not in cluster.environment
 
 
 def test_shards_are_written_by_one_task(cluster: Cluster) -> None:

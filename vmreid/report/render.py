@@ -117,10 +117,10 @@ def as_markdown(comparison: Comparison) -> str:
 def as_page(comparison: Comparison) -> str:
     """One HTML file without outside parts."""
     classes = [*("model other" if row.protocol > 1 else "model" for row in comparison.rows), *["floor"] * len(comparison.floors)]
-    table = _table(HEADINGS, lines(comparison), classes)
+    table = html_table(HEADINGS, lines(comparison), classes)
     if comparison.pairs:
         pairs = pair_lines(comparison)
-        table += f"<h2>Pairs</h2>{_table(PAIR_HEADINGS, pairs, ['model'] * len(pairs))}"
+        table += f"<h2>Pairs</h2>{html_table(PAIR_HEADINGS, pairs, ['model'] * len(pairs))}"
     warnings = "".join(f"<p class=warning>{html.escape(text)}</p>" for text in comparison.warnings)
     notes = "".join(f"<li>{html.escape(text)}</li>" for text in legend(comparison))
     figures = "".join(
@@ -134,7 +134,8 @@ def as_page(comparison: Comparison) -> str:
     )
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequence[str]) -> str:
+def html_table(headings: Sequence[str], rows: Sequence[Sequence[str]], classes: Sequence[str]) -> str:
+    """A table whose rows become cards on a narrow page; ``classes``: one a row."""
     head = "".join(f"<th>{html.escape(text)}</th>" for text in headings)
     body = "".join(
         f"<tr class='{kind}'>"
@@ -157,17 +158,17 @@ def _loss_curves(comparison: Comparison) -> str:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for colour, (name, curve) in zip(itertools.cycle(COLOURS), comparison.curves.items(), strict=False):
         axes.plot(curve["step"], curve["loss"], color=colour, alpha=0.25, linewidth=1)
-        axes.plot(curve["step"], _smoothed(curve["loss"]), color=colour, linewidth=1.8, label=_plain(name))
+        axes.plot(curve["step"], _smoothed(curve["loss"]), color=colour, linewidth=1.8, label=plain(name))
     axes.set(xlabel="step", ylabel="loss", title="Convergence: training loss, smoothed")
-    return _svg(figure, axes)
+    return as_svg(figure, axes)
 
 
 def _gradient_curves(comparison: Comparison) -> str:
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
     for colour, (name, curve) in zip(itertools.cycle(COLOURS), comparison.curves.items(), strict=False):
-        axes.plot(curve["step"], curve["grad_norm"], color=colour, linewidth=1.2, label=_plain(name))
+        axes.plot(curve["step"], curve["grad_norm"], color=colour, linewidth=1.2, label=plain(name))
     axes.set(xlabel="step", ylabel="gradient norm before clipping", yscale="log", title="Stability: gradient norm")
-    return _svg(figure, axes)
+    return as_svg(figure, axes)
 
 
 def _growth(comparison: Comparison) -> str:
@@ -175,14 +176,14 @@ def _growth(comparison: Comparison) -> str:
     axes.set(xscale="log", yscale="log")
     for colour, row in zip(itertools.cycle(COLOURS), comparison.rows, strict=False):
         tokens, seconds = list(row.seconds_by_tokens), list(row.seconds_by_tokens.values())
-        axes.plot(tokens, seconds, "o-", color=colour, label=f"{_plain(row.name)}: n^{row.exponent:.2f}")
+        axes.plot(tokens, seconds, "o-", color=colour, label=f"{plain(row.name)}: n^{row.exponent:.2f}")
     axes.set(xlabel="patch tokens", ylabel="seconds, forward + backward", title="Complexity: time over tokens")
     axes.set_xticks(tokens, [str(count) for count in tokens])
     axes.xaxis.set_minor_locator(NullLocator())
-    return _svg(figure, axes)
+    return as_svg(figure, axes)
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """matplotlib would read what stands between two dollars as a formula."""
     return name.replace("$", r"\$")
 
@@ -197,7 +198,8 @@ def _smoothed(values: list[float]) -> list[float]:
     return smooth
 
 
-def _svg(figure: Figure, axes: Axes) -> str:
+def as_svg(figure: Figure, axes: Axes) -> str:
+    """The figure with its legend, to stand in a page."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -223,4 +225,8 @@ figure{margin:0;background:#fff;border:1px solid #e4e7ea;border-radius:8px;paddi
 @media(max-width:640px){thead{display:none}tr{display:block;border-bottom:2px solid #dfe3e6;padding:.4rem 0}
 td{display:flex;gap:1rem;justify-content:space-between;border:0;padding:.15rem 0}td:empty{display:none}
 td::before{content:attr(data-label);color:#5b6874;font-size:.85rem;font-weight:400}}
+@media(prefers-color-scheme:dark){body{color:#e3e7ea;background:#14191e}a{color:#8fc1f0}th,td{border-color:#333c44}
+th,tr.floor,td::before{color:#9aa6b0}tr{border-color:#333c44}figure{border-color:#333c44;background:#f4f5f5}
+tr.other,.warning{background:#453512}}
+code{overflow-wrap:anywhere}
 """

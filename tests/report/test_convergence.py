@@ -1,0 +1,87 @@
+"""Convergence and stability on logs whose numbers are known."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmreid.report.convergence import WINDOW, epochs_to, loss_spikes, seconds_to_score, seconds_until
+from vmreid.report.study import HEADINGS, as_markdown, as_page, lines, summarise
+from vmreid.run_folder import RunFolder
+
+EVALUATIONS = [{"epochs": 2, "step": 4, "mAP": 0.1}, {"epochs": 4, "step": 8, "mAP": 0.45}, {"epochs": 6, "step": 12, "mAP": 0.5}]
+
+
+def log_of(losses: list[float]) -> list[dict[str, Any]]:
+    return [
+        {"step": step, "loss": loss, "grad_norm": 1.0, "images_per_s": 8.0, "peak_bytes": 2**30}
+        for step, loss in enumerate(losses, 1)
+    ]
+
+
+def test_epochs_to_a_share_of_the_last() -> None:
+    assert [epochs_to(share, EVALUATIONS) for share in (0.2, 0.5, 0.9, 0.95)] == [2, 4, 4, 6]
+    assert epochs_to(0.5, []) is None
+
+
+def test_spikes_are_counted_against_the_steps_before() -> None:
+    calm = [2.0 + 0.01 * (step % 3) for step in range(200)]
+    assert loss_spikes(calm) == 0
+    wild = list(calm)
+    wild[100] = wild[150] = 3.0
+    assert loss_spikes(wild) == 2
+    assert loss_spikes([9.0, *calm][:WINDOW]) == 0, "too short to tell"
+
+
+def test_seconds_come_from_images_per_s() -> None:
+    log = log_of([1.0] * 12)
+    assert seconds_until(3, log, 16) == pytest.approx(6.0)
+    assert seconds_to_score(0.45, EVALUATIONS, log, 16) == pytest.approx(16.0)
+    assert seconds_to_score(0.6, EVALUATIONS, log, 16) is None
+
+
+def run(folder: Path, name: str, score: float, losses: list[float]) -> RunFolder:
+    """A finished run's files, as far as a summary reads them."""
+    there = RunFolder(folder / name)
+    there.path.mkdir()
+    there.metrics_file.write_text(json.dumps({"mAP": score, "rank1": score / 2, "mINP": 0.1}))
+    there.log_file.write_text("".join(json.dumps(entry) + "\n" for entry in log_of(losses)))
+    there.evaluations_file.write_text("".join(json.dumps(each) + "\n" for each in EVALUATIONS))
+    recipe = (Path(__file__).parents[2] / "vmreid/recipes/note.yaml").read_text()
+    there.recipe_file.write_text(recipe)
+    return there
+
+
+def test_seeds_of_a_name_are_one_line(tmp_path: Path) -> None:
+    files = (("VIT-S-0", 0.3, 2.0), ("VIT-S-1", 0.5, 3.0), ("MAMBA-V2-0", 0.2, 1.0))
+    folders = [run(tmp_path, name, score, [loss] * 12) for name, score, loss in files]
+    summary = summarise(folders, ranks=2, all_runs=5)
+    assert summary.goal == pytest.approx(0.2)
+    table = {line[0]: dict(zip(HEADINGS, line, strict=True)) for line in lines(summary)}
+    assert table["VIT-S"]["seeds"] == "2"
+    assert table["VIT-S"]["mAP"] == "0.400 ± 0.141"
+    assert table["VIT-S"]["last loss"] == "2.500 ± 0.707"
+    assert table["VIT-S"]["epochs to 95%"] == "6.0 ± 0.0"
+    assert table["MAMBA-V2"]["mAP"] == "0.200"
+    assert table["MAMBA-V2"]["GPU-s"] == "48", "12 steps of 16 pictures at 8 a second, on two ranks"
+    assert table["MAMBA-V2"]["GPU-s to the goal"] == "32"
+    assert "2 runs of the study are not done yet." in as_markdown(summary)
+    page = as_page(summary)
+    assert page.count("<svg") == 3
+    assert re.findall(r"<(?:script|link|img|iframe)|@import|url\((?!#)|(?:src|href)=['\"]?https?:", page) == []
+    random.Random(0).shuffle(folders)
+    assert sorted(lines(summarise(folders, 2, 5))) == sorted(lines(summary))
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=8))
+def test_more_of_the_last_score_never_comes_earlier(scores: list[float]) -> None:
+    evaluations = [{"epochs": epoch, "mAP": score} for epoch, score in enumerate(scores, 1)]
+    reached = [epochs_to(share, evaluations) for share in (0.25, 0.5, 0.8, 0.95, 1.0)]
+    assert reached == sorted(reached)
