@@ -10,7 +10,7 @@ import torch
 from tiny import Interrupted, forget_deepspeed_groups, plan_run, read_json_lines, train_on_ranks, write_set
 
 from vmreid.distributed import Place, rank, world_size
-from vmreid.engine.growth import fill, phases_of
+from vmreid.engine.growth import _parts, fill, phases_of
 from vmreid.engine.prepare import Plan
 from vmreid.engine.trainer import Trainer, build_model
 from vmreid.errors import UserError
@@ -92,6 +92,34 @@ def test_each_phase_has_its_blocks_and_no_more(ranks, data: Path, tmp_path: Path
 def test_nothing_jumps_when_blocks_come(ranks, data: Path, tmp_path: Path) -> None:
     before, after = ranks.run(1, features_before_and_after, growing(tmp_path / "run", data, "zero1_fp32"))[0]
     assert torch.equal(before, after)
+
+
+def moments_before_and_after(plan: Plan) -> list[list[dict[str, torch.Tensor]]]:
+    """All ranks. This rank's optimizer states at the end of a phase, and of the same parameters when the model has grown."""
+    forget_deepspeed_groups()
+    trainer = Trainer(plan, Place(rank(), world_size(), rank()))
+    steps, trainer.steps = trainer.steps, 2
+    trainer.train(None)
+    seen = [_moments(trainer)]
+    trainer.steps = steps
+    trainer._grow_if_due()
+    return [*seen, _moments(trainer)]
+
+
+def _moments(trainer: Trainer) -> list[dict[str, torch.Tensor]]:
+    flats, states = _parts(trainer.engine)
+    return [{name: torch.as_tensor(value).clone() for name, value in states.get(flat, {}).items()} for flat in flats]
+
+
+@pytest.mark.parametrize(("config", "world"), [("zero0_fp32", 1), ("zero1_fp32", 2), ("zero3_fp32", 2)])
+def test_what_the_optimizer_knows_stays(ranks, data: Path, tmp_path: Path, config: str, world: int) -> None:
+    for before, after in ranks.run(world, moments_before_and_after, growing(tmp_path / "run", data, config, world)):
+        assert len(after) > len(before)
+        for old, new in zip(before, after, strict=False):
+            assert old.keys() == new.keys() >= {"exp_avg", "exp_avg_sq", "step"}
+            assert all(torch.equal(old[name], new[name]) for name in old)
+        assert any(old["exp_avg"].any() for old in before)
+        assert not any(new.get("exp_avg", torch.zeros(1)).any() for new in after[len(before) :])
 
 
 @pytest.mark.parametrize("backbone", ["VIT-S", "MAMBA-S", "MAMBA-V2", "VIM-T", "VMAMBA-T", "VMAMBA-T-V0"])
