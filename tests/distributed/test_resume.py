@@ -117,6 +117,9 @@ class Notes:
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
 
+    def log_results(self, step: int, values: dict[str, float]) -> None:
+        """Of monitors, which are not asked about here."""
+
 
 def test_unreadable_shards_are_an_error_or_skipped_and_counted_alike_on_any_number_of_ranks(ranks, data, tmp_path):
     broken = Path(shutil.copytree(data, tmp_path / "data"))
