@@ -39,7 +39,7 @@ def _look() -> int:
 
 
 def _test(backbone: str, recipe_name: str, assignments: Sequence[str]) -> int:
-    from vmreid.distributed import Place
+    from vmreid.distributed import own_device
     from vmreid.doctor.model_test import model_test
     from vmreid.kernels import choose_backend
     from vmreid.models.registry import BACKBONES, check_backbone, scans_maps
@@ -48,7 +48,7 @@ def _test(backbone: str, recipe_name: str, assignments: Sequence[str]) -> int:
     from vmreid.timing import fitted_exponent
 
     recipe = load_recipe(recipe_name, {"model.backbone": ("--backbone", backbone)}, assignments)
-    model, device = recipe.model.from_scratch(), Place(0, 1, 0).device
+    model, device = recipe.model.from_scratch(), own_device()
     check_backbone(model)
     backend, reason = choose_backend(model.scan_backend, device, scans_maps(model))
     print(f"{backbone} on {device}" + (f"; selective scan: {reason}" if BACKBONES[backbone].d_state else ""), flush=True)
@@ -72,8 +72,7 @@ def _replay(place: Path) -> int:
     if fault is None:
         print(f"{place}: forward and backward are finite here")
         return 0
-    rows = f", pictures in rows {', '.join(map(str, fault.rows))} of the index" if fault.rows else ""
-    print(f"{place}: the first value that is not finite is in {fault.where}{rows}")
+    print(f"{place}: the first value that is not finite is in {fault.where}{fault.in_pictures()}")
     return 1
 
 

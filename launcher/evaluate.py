@@ -73,9 +73,8 @@ def _prepare(
     compiled: bool,
 ) -> tuple[list[Job], MlflowRun]:
     """Rank 0. Check the run, the sets and the checkpoints; open its MLflow run again. ``rerank`` stands in for the recipe's."""
-    import torch
-
     from vmreid.data.sets import evaluation_set
+    from vmreid.distributed import own_device
     from vmreid.errors import UserError
     from vmreid.evaluation.evaluate import EvaluationPlan, check_compiled, load_model
     from vmreid.evaluation.rerank import check_settings
@@ -86,7 +85,7 @@ def _prepare(
     recipe = folder.recipe()
     if rerank:
         recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"rerank": rerank})})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     if compiled:
         check_compiled(device)
     backend, _ = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))

@@ -14,8 +14,6 @@ from vmreid.command import TO_GO_ON, Parser, run
 if TYPE_CHECKING:
     import argparse
 
-    import torch
-
     from vmreid.engine.prepare import Plan
     from vmreid.engine.trainer import Trainer
     from vmreid.recipes import Recipe
@@ -87,19 +85,21 @@ def main(words: Sequence[str]) -> int:
 
 def _prepare(given: argparse.Namespace, world: int) -> tuple[Plan, MlflowRun]:
     """Rank 0. Check everything, write the synthetic set where no data is named, open the MLflow run."""
+    from vmreid.distributed import own_device
     from vmreid.engine.prepare import prepare
     from vmreid.recipes import find_recipe, load_recipe
     from vmreid.tracking import MlflowRun
 
     name, flags = _recipe_name(given), _flags(given)
     recipe = _with_data(load_recipe(name, flags, given.set), given.out.parent)
-    plan = prepare(recipe, find_recipe(name), given.out, given.resume == "auto", world, _device())
+    plan = prepare(recipe, find_recipe(name), given.out, given.resume == "auto", world, own_device())
     title = given.out.name if recipe.model.backbone in given.out.name else f"{recipe.model.backbone} {given.out.name}"
     return plan, MlflowRun(plan.folder, title, "launcher.train")
 
 
 def _look(given: argparse.Namespace, world: int) -> None:
     """One rank. Say what ``_prepare`` for ``world`` ranks and training would do, and leave nothing behind."""
+    from vmreid.distributed import own_device
     from vmreid.engine.dry_run import describe_plan
     from vmreid.engine.prepare import flat, make_plan
     from vmreid.recipes import find_recipe, load_recipe, value_origins
@@ -109,7 +109,7 @@ def _look(given: argparse.Namespace, world: int) -> None:
     origins = value_origins(name, flags, given.set, list(flat(recipe.model_dump())))
     with tempfile.TemporaryDirectory() as folder:
         whole = _with_data(recipe, Path(folder))
-        plan = make_plan(whole, find_recipe(name), given.out, given.resume == "auto", world, _device())
+        plan = make_plan(whole, find_recipe(name), given.out, given.resume == "auto", world, own_device())
         print(describe_plan(plan, recipe, origins, world))
 
 
@@ -123,12 +123,6 @@ def _recipe_name(given: argparse.Namespace) -> str:
 def _flags(given: argparse.Namespace) -> dict[str, tuple[str, str]]:
     values = vars(given)
     return {key: (flag, values[flag[2:]]) for flag, key in FLAGS.items() if values[flag[2:]] is not None}
-
-
-def _device() -> torch.device:
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _with_data(recipe: Recipe, parent: Path) -> Recipe:

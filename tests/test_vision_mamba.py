@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import BASE, SMALL
+from tiny import BASE, SMALL, with_gradient
 
 import vmreid.kernels
 from vmreid.doctor.model_test import Check, model_test
@@ -49,22 +49,15 @@ def a_parameter_is_cut_off(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(mamba_v2, "decay_rates", lambda A_log_DN: rates(A_log_DN).detach())
 
 
-class ReversedBackwards(torch.autograd.Function):
+def last_direction_reversed(gradient_BDL: torch.Tensor) -> torch.Tensor:
     """The last of four directions' gradients in the wrong order of tokens."""
-
-    @staticmethod
-    def forward(ctx: object, u_BDL: torch.Tensor) -> torch.Tensor:
-        return u_BDL.clone()
-
-    @staticmethod
-    def backward(ctx: object, gradient_BDL: torch.Tensor) -> torch.Tensor:
-        quarter = gradient_BDL.shape[1] // 4
-        return torch.cat([gradient_BDL[:, :-quarter], gradient_BDL[:, -quarter:].flip(2)], dim=1)
+    quarter = gradient_BDL.shape[1] // 4
+    return torch.cat([gradient_BDL[:, :-quarter], gradient_BDL[:, -quarter:].flip(2)], dim=1)
 
 
 def one_direction_is_reversed_in_the_backward(patch: pytest.MonkeyPatch) -> None:
     scan = torch_scan.selective_scan_torch
-    patch.setitem(vmreid.kernels._SCANS, "torch", lambda u_BDL, *rest: scan(ReversedBackwards.apply(u_BDL), *rest))
+    patch.setitem(vmreid.kernels._SCANS, "torch", lambda u_BDL, *rest: scan(with_gradient(u_BDL, last_direction_reversed), *rest))
 
 
 def the_decay_is_wrong(patch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,14 @@ def forget_deepspeed_groups() -> None:
         groups = deepspeed.utils.groups
         for name in ("_WORLD_GROUP", "_DATA_PARALLEL_GROUP", "_ZERO_PARAM_INTRA_PARALLEL_GROUP", "mesh_device"):
             setattr(groups, name, None)
+
+
+def with_gradient(x: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """``x`` itself, whose gradient is changed on its way back."""
+    x = x.clone()
+    if x.requires_grad:
+        x.register_hook(change)
+    return x
 
 
 class Interrupted(Exception):

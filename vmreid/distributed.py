@@ -35,6 +35,11 @@ class Place:
         return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def own_device() -> torch.device:
+    """The accelerator of a process that is no rank yet, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def place_from_environment() -> Place:
     """Read rank, world size and local rank from the launcher's environment, else from Slurm's, else one process.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tiny import Interrupted, forget_deepspeed_groups, plan_run, read_json_lines, train_on_ranks, write_set
+from tiny import forget_deepspeed_groups, plan_run, read_json_lines, train_on_ranks, write_set
 
 from vmreid.distributed import Place, rank, world_size
 from vmreid.engine.growth import _parts, fill, phases_of
@@ -33,14 +33,6 @@ def growing(out: Path, data: Path, config: str = "zero0_fp32", world: int = 1, r
 
 def kept(plan: Plan, step: int) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(plan.folder.checkpoints / f"step-{step:06d}" / WEIGHTS)
-
-
-def train_until(plan: Plan, step: int | None) -> dict[str, torch.Tensor]:
-    """All ranks. Train, with a crash before a step."""
-    try:
-        return train_on_ranks(plan, step)
-    except Interrupted:
-        return {}
 
 
 def features_before_and_after(plan: Plan) -> list[torch.Tensor]:
@@ -164,7 +156,7 @@ def test_a_new_blocks_first_step_is_its_optimizers_first(ranks, data: Path, tmp_
 def test_it_resumes_bit_for_bit_in_every_phase(ranks, data: Path, tmp_path: Path, config: str, crash: int) -> None:
     """Also where the newest checkpoint is the last of a phase (2, 4)."""
     expected = ranks.run(2, train_on_ranks, growing(tmp_path / "whole", data, config, 2))[0]
-    ranks.run(2, train_until, growing(tmp_path / "broken", data, config, 2), crash)
+    ranks.run(2, train_on_ranks, growing(tmp_path / "broken", data, config, 2), crash)
     resumed = growing(tmp_path / "broken", data, config, 2, resume=True)
     weights = ranks.run(2, train_on_ranks, resumed)[0]
     assert all(torch.equal(expected[name], weights[name]) for name in expected | weights)
@@ -175,7 +167,7 @@ def test_it_goes_on_with_other_ranks(ranks, data: Path, tmp_path: Path) -> None:
     ranks.run(2, train_on_ranks, growing(tmp_path / "whole", data, "zero1_fp32", 2))
     for world, until in ((2, 2), (1, 3), (3, None)):
         plan = growing(tmp_path / "moving", data, "zero1_fp32", world, resume=world != 2)
-        ranks.run(world, train_until, plan, until)
+        ranks.run(world, train_on_ranks, plan, until)
     losses = [[entry["loss"] for entry in read_json_lines(tmp_path / name / "log.jsonl")] for name in ("whole", "moving")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 

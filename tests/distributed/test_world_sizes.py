@@ -5,20 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny import Interrupted, differences, plan_run, read_json_lines, train_on_ranks, write_set
-
-from vmreid.engine.prepare import Plan
+from tiny import differences, plan_run, read_json_lines, train_on_ranks, write_set
 
 EPOCHS = 4
 P12 = ["train.batch_size=24", "optim.warmup_epochs=1", "optim.lr=0.0003"]
-
-
-def train_part(plan: Plan, until: int | None) -> dict:
-    """All ranks. Train until a crash after ``until`` steps, or to the end; rank 0's weights."""
-    try:
-        return train_on_ranks(plan, until)
-    except Interrupted:
-        return {}
 
 
 def changing(ranks, folder: Path, data: Path, settings: list[str], worlds: list[int], steps: int) -> dict:
@@ -26,7 +16,7 @@ def changing(ranks, folder: Path, data: Path, settings: list[str], worlds: list[
     for number, world in enumerate(worlds):
         plan = plan_run(folder, data, settings, world=world, resume=number > 0)
         until = None if world is worlds[-1] and number == len(worlds) - 1 else steps * (number + 1) // len(worlds)
-        weights = ranks.run(world, train_part, plan, until)[0]
+        weights = ranks.run(world, train_on_ranks, plan, until)[0]
         if number + 1 < len(worlds):
             assert plan.folder.latest(), "a checkpoint to go on from"
     return weights

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from tiny import forget_deepspeed_groups, plan_run, read_json_lines, write_set
+from tiny import forget_deepspeed_groups, plan_run, read_json_lines, with_gradient, write_set
 
 from vmreid.digests import DIGESTS
 from vmreid.distributed import Place, rank, world_size
@@ -30,18 +30,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_set(tmp_path_factory.mktemp("set") / "data")
 
 
-class NanBackwards(torch.autograd.Function):
-    """Nothing forwards, NaN in one value's gradient backwards."""
-
-    @staticmethod
-    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: object, gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.clone()
-        gradient.view(-1)[7] = torch.nan
-        return gradient
+def with_a_nan(gradient: torch.Tensor) -> torch.Tensor:
+    """In one value."""
+    gradient = gradient.clone()
+    gradient.view(-1)[7] = torch.nan
+    return gradient
 
 
 def nan_in_a_pixel(trainer: Trainer) -> None:
@@ -63,7 +56,7 @@ def nan_in_a_backward(trainer: Trainer) -> None:
     def forward(block: SS2D, tokens_BLC: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         out_BLC = FORWARD(block, tokens_BLC, grid)
         second = torch.is_grad_enabled() and next(calls) % 2 == 1
-        return NanBackwards.apply(out_BLC) if second and trainer.step > 0 else out_BLC
+        return with_gradient(out_BLC, with_a_nan) if second and trainer.step > 0 else out_BLC
 
     SS2D.forward = forward  # type: ignore[method-assign]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import platform
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from vmreid.distributed import Place
+from vmreid.distributed import own_device
 from vmreid.kernels import BACKENDS, choose_backend
 from vmreid.precision import computes_bf16
 
@@ -34,7 +33,7 @@ class Fact:
 
 def facts() -> Iterator[Fact]:
     """In the order in which a reader wants to know them."""
-    device = Place(0, 1, 0).device
+    device = own_device()
     yield Fact("Python", True, f"{platform.python_version()}, {len(os.sched_getaffinity(0))} cores")
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for the CPU"
     yield Fact("torch", True, f"{torch.__version__}, {built}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from vmreid.engine.checkpoint import state_of
 from vmreid.engine.deepspeed_config import accumulation_steps, with_derived_keys
 from vmreid.engine.estimate import MemoryEstimate, estimate_memory
-from vmreid.engine.prepare import Plan, flat, identity_batches
+from vmreid.engine.prepare import Plan, flat
 from vmreid.models import BACKBONES
 from vmreid.models.registry import resolved
 from vmreid.recipes import Recipe
@@ -21,7 +21,7 @@ MOMENTARY = "measured peaks lay 5 to 24 % above the sum: docs/results/zero_stage
 def describe_plan(plan: Plan, given: Recipe, origins: Mapping[str, str], world: int) -> str:
     """The text for ``world`` ranks. ``given``: the recipe as it was read, before data was rendered for this look."""
     recipe, accumulation = plan.recipe, accumulation_steps(plan.deepspeed)
-    batches = identity_batches(recipe, [each.train_index() for each in plan.sets], plan.sets)
+    batches = plan.batches()
     steps, epochs, train = batches.steps_per_epoch, recipe.train.epochs, recipe.train
     part = train.batch_size // (world * accumulation)
     model = {f"model.{key}": value for key, value in resolved(given.model).items()}
@@ -54,24 +54,24 @@ def describe_plan(plan: Plan, given: Recipe, origins: Mapping[str, str], world: 
 
 def memory_table(memory: MemoryEstimate, deepspeed: Path, recompute: bool) -> str:
     """A rank's bytes by part."""
-    parts = [
-        ("parameters", memory.parameters, ""),
-        ("gradients", memory.gradients, ""),
-        ("optimizer state", memory.optimizer, "with a rank's fp32 copy, where ZeRO keeps one"),
-        ("buckets", memory.buckets, f"zero_optimization.reduce_bucket_size of {deepspeed.name}"),
-    ]
+    unknown = memory.activations is None
     what = "blocks' inputs and one block's (train.recompute)" if recompute else "of all blocks"
-    if memory.activations is None:
-        rows = [(name, _gib(count), note) for name, count, note in parts]
-        rows.append(("activations", "?", "not estimated: this backbone's scan is no kernel of vmreid"))
-        rows.append(("sum without activations", _gib(memory.device()), ""))
-    else:
-        rows = [(name, _gib(count), note) for name, count, note in [*parts, ("activations", memory.activations, what)]]
-        rows.append(("sum", _gib(memory.device()), ""))
+    rows = [
+        ("parameters", _gib(memory.parameters), ""),
+        ("gradients", _gib(memory.gradients), ""),
+        ("optimizer state", _gib(memory.optimizer), "with a rank's fp32 copy, where ZeRO keeps one"),
+        ("buckets", _gib(memory.buckets), f"zero_optimization.reduce_bucket_size of {deepspeed.name}"),
+        (
+            "activations",
+            _gib(memory.activations),
+            "not estimated: this backbone's scan is no kernel of vmreid" if unknown else what,
+        ),
+        ("sum without activations" if unknown else "sum", _gib(memory.device()), ""),
+    ]
     if memory.host:
         rows.append(("in host memory", _gib(memory.host), "offload_optimizer"))
     return aligned(("a rank's memory", "GiB", ""), rows)
 
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f}"
+def _gib(count: int | None) -> str:
+    return "?" if count is None else f"{count / 2**30:.2f}"

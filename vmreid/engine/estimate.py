@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,46 +69,36 @@ def saved_bytes(model: ReIDModel, recipe: Recipe, pictures: int, all_pictures: i
     trace = _Trace()
     handles = [handle for block in model.backbone.repeated_blocks() for handle in trace.watch(block)]
     with FakeTensorMode() as mode:
-        state: dict[str, torch.Tensor] = {
-            name: mode.from_tensor(v) for name, v in (*model.named_parameters(), *model.named_buffers())
-        }
-        trace.ignore(state.values())
-        image_BCHW = torch.empty(pictures, 3, *recipe.data.image_size, dtype=torch.uint8)
+        backbone, head = (
+            {name: mode.from_tensor(v) for name, v in (*part.named_parameters(), *part.named_buffers())}
+            for part in (model.backbone, model.head)
+        )
+        trace.ignore([*backbone.values(), *head.values()])
+        image_BCHW = torch.empty(pictures, 3, *recipe.data.image_size, dtype=model.head.neck.weight.dtype)  # normalised
         with torch.autograd.graph.saved_tensors_hooks(trace.save, lambda tensor: tensor):
             with torch.autocast("cpu", torch.bfloat16, enabled=autocasts(deepspeed)):
-                feature_BF = functional_call(_Features(model), {f"model.{name}": v for name, v in state.items()}, (image_BCHW,))
+                feature_BF = functional_call(model.backbone, {**backbone}, (image_BCHW,))
             feature_AF = feature_BF.float().new_empty(all_pictures, feature_BF.shape[1]).requires_grad_()
-            head = {name.removeprefix("head."): v for name, v in state.items() if name.startswith("head.")}
-            _, logits_AC = functional_call(model.head, head, (feature_AF,))
+            _, logits_AC = functional_call(model.head, {**head}, (feature_AF,))
             F.cross_entropy(logits_AC, torch.zeros(all_pictures, dtype=torch.int64), label_smoothing=0.1)
     for handle in handles:
         handle.remove()
     if not recipe.train.recompute:
-        return trace.bytes(None)
-    blocks = range(len(model.backbone.repeated_blocks()))
-    return trace.outside + trace.inputs + max(trace.bytes(number) for number in blocks)
-
-
-class _Features(torch.nn.Module):
-    """``ReIDModel.features`` as a forward."""
-
-    def __init__(self, model: ReIDModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.model.features(image_BCHW)
+        return trace.kept.total()
+    outside = trace.kept.pop(None, 0)
+    return outside + trace.inputs + max(trace.kept.values())
 
 
 class _Trace:
-    """Which storages autograd keeps, and in which block they were first kept."""
+    """Which storages autograd keeps: their bytes by the block in which they were first kept, None: outside of all."""
 
     def __init__(self) -> None:
         self.inputs = 0
+        self.kept: Counter[int | None] = Counter()
         self._block: int | None = None
         self._blocks = 0
         self._ignored: set[int] = set()
-        self._kept: dict[int, tuple[int | None, torch.Tensor]] = {}  # holds the tensor, so that no other gets its storage
+        self._tensors: dict[int, torch.Tensor] = {}  # held, so that no other gets the storage
 
     def ignore(self, tensors: Any) -> None:
         self._ignored = {tensor.untyped_storage()._cdata for tensor in tensors}
@@ -127,19 +117,8 @@ class _Trace:
         return block.register_forward_pre_hook(enter), block.register_forward_hook(leave)
 
     def save(self, tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()._cdata
-        if storage not in self._ignored:
-            self._kept.setdefault(storage, (self._block, tensor))
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._ignored and storage._cdata not in self._tensors:
+            self._tensors[storage._cdata] = tensor
+            self.kept[self._block] += storage.nbytes()
         return tensor
-
-    @property
-    def outside(self) -> int:
-        """Bytes kept outside of all blocks."""
-        return self._sum(lambda block: block is None)
-
-    def bytes(self, number: int | None) -> int:
-        """Bytes kept in a block; None: everywhere."""
-        return self._sum(lambda block: number is None or block == number)
-
-    def _sum(self, wanted: Callable[[int | None], bool]) -> int:
-        return sum(tensor.untyped_storage().nbytes() for block, tensor in self._kept.values() if wanted(block))

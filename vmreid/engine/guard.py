@@ -38,6 +38,10 @@ class Fault:
     rank: int
     rows: list[int]  # index rows of the pictures whose values are not finite; empty where it is no matter of pictures
 
+    def in_pictures(self, most: int | None = None) -> str:
+        """Which pictures, ``most`` of them, as the end of a sentence; nothing where it is no matter of pictures."""
+        return f", pictures in rows {', '.join(map(str, self.rows[:most]))} of the index" if self.rows else ""
+
 
 def plain_copy(recipe: Recipe, scan_backend: str, weights: dict[str, torch.Tensor], device: torch.device) -> TrainingModule:
     """The training module without DeepSpeed, with a checkpoint's ``weights``."""
@@ -92,10 +96,7 @@ def keep_fault(
 
 def non_finite(step: int, fault: Fault | None, seen_in: str, place: Path) -> UserError:
     """The error for a NaN or an infinity, which no weight has felt."""
-    where = seen_in
-    if fault:
-        rows = f", pictures in rows {', '.join(map(str, fault.rows[:5]))} of the index" if fault.rows else ""
-        where = f"{fault.where} on rank {fault.rank}{rows}"
+    where = f"{fault.where} on rank {fault.rank}{fault.in_pictures(5)}" if fault else seen_in
     return UserError(
         f"step {step}: non-finite value, first in {where}; the last checkpoint is kept, {place} holds what replays it (python -m "
         "launcher.doctor --replay). Lower optim.lr or lengthen optim.warmup_epochs, and see that gradient_clipping is on"

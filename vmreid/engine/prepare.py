@@ -72,6 +72,10 @@ class Plan:
         """What a resume must find again."""
         return digest_of_sets(self.sets)
 
+    def batches(self) -> IdentityBatches:
+        """The order of training, from the sets' indexes."""
+        return identity_batches(self.recipe, [each.train_index() for each in self.sets], self.sets)
+
 
 def prepare(recipe: Recipe, recipe_file: Path, out: Path, resume: bool, world: int, device: torch.device) -> Plan:
     """``make_plan``, and write what it needs: the folder's recipe and DeepSpeed JSON, a form for another number of ranks.

@@ -44,7 +44,6 @@ def take_step(engine: Any, clipping: float) -> torch.Tensor | float:
 
 def whole_gradient(parameter: nn.Parameter) -> torch.Tensor:
     """All ranks, between a backward and the optimizer's step. A parameter's gradient before clipping, whatever the ZeRO stage."""
-    import_deepspeed()
     from deepspeed.utils import safe_get_full_grad
 
     gradient: torch.Tensor | None = safe_get_full_grad(parameter)

@@ -47,6 +47,7 @@ class Trainer:
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.steps = recipe.train.epochs * self.steps_per_epoch
         self.accumulation = accumulation_steps(plan.deepspeed)
+        self.autocast = autocasts(plan.deepspeed) and computes_bf16(place.device)
         state = state_of(plan.checkpoint) if plan.checkpoint else None
         self.depth = state.depth if state else recipe.model.depth_in(0)
         model, self.weights_report = build_model(plan, self.batches.classes, self.depth)
@@ -153,8 +154,7 @@ class Trainer:
         every = self.plan.recipe.train.monitor_steps
         if every is None or self.step % every:
             return None
-        autocast = autocasts(self.plan.deepspeed) and computes_bf16(self.place.device)
-        return Monitor(self.engine.module, autocast)
+        return Monitor(self.engine.module, self.autocast)
 
     def _forward(self, loader: Iterator[Batch], monitor: Monitor | None = None) -> tuple[Batch, StepResult]:
         """All ranks. The next micro-batch and its losses, which nobody has waited for."""
@@ -204,13 +204,14 @@ class Trainer:
         settings = self.plan.recipe.model.at_depth(self.depth)
         recipe = self.plan.recipe.model_copy(update={"model": settings})
         module = plain_copy(recipe, self.plan.scan_backend, weights, self.place.device)
-        autocast = autocasts(self.plan.deepspeed) and computes_bf16(self.place.device)
-        for batch, result in zip(batches, results, strict=True):
-            fault = locate(module, batch, autocast)
-            if fault or batch is batches[-1]:
-                place = keep_fault(self.plan.folder, step, fault, seen_in, batch, weights, batch_digest([result]), self.depth)
-                raise non_finite(step, fault, seen_in, place)
-        raise AssertionError("a step has a batch")
+        found = (
+            (batch, result, fault)
+            for batch, result in zip(batches, results, strict=True)
+            if (fault := locate(module, batch, self.autocast))
+        )
+        batch, result, fault = next(found, (batches[-1], results[-1], None))
+        place = keep_fault(self.plan.folder, step, fault, seen_in, batch, weights, batch_digest([result]), self.depth)
+        raise non_finite(step, fault, seen_in, place)
 
     def description(self) -> list[str]:
         """What will run: the log's first lines."""

@@ -48,14 +48,11 @@ def decay_rates(A_log_DN: torch.Tensor) -> torch.Tensor:
     return -torch.exp(A_log_DN.to(torch.promote_types(A_log_DN.dtype, torch.float32)))
 
 
-def delta_bias(channels: int) -> torch.Tensor:
-    """softplus^-1(exp U[log 1e-3, log 1e-1]), [channels]: step sizes over two decades (Mamba, arXiv 2312.00752, section 3.6)."""
-    return drawn_delta_bias(channels, *NOTE.delta)
-
-
-def drawn_delta_bias(channels: int, low: float, high: float) -> torch.Tensor:
-    """softplus^-1(exp U[log low, log high]), [channels]."""
-    delta = torch.exp(torch.rand(channels) * (math.log(high) - math.log(low)) + math.log(low))
+def delta_bias(channels: int, steps: tuple[float, float] = NOTE.delta) -> torch.Tensor:
+    """softplus^-1(exp U[log 1e-3, log 1e-1]), [channels]: step sizes over two decades (Mamba, arXiv 2312.00752, section 3.6),
+    or between the two of ``steps``."""
+    low, high = map(math.log, steps)
+    delta = torch.exp(torch.rand(channels) * (high - low) + low)
     return delta + torch.log(-torch.expm1(-delta))
 
 
@@ -67,7 +64,7 @@ def start_otherwise(module: nn.Module, start: Start) -> None:
         if name == "A_log" and start.A != NOTE.A:
             parameter.copy_(torch.randn_like(parameter) if start.A == "normal" else torch.zeros_like(parameter))
         elif name.startswith("dt_bias") and start.delta != NOTE.delta:
-            parameter.copy_(drawn_delta_bias(parameter.numel(), *start.delta).view_as(parameter))
+            parameter.copy_(delta_bias(parameter.numel(), start.delta).view_as(parameter))
         elif name in ("cls_token", "pos_embed") and start.token_std != NOTE.token_std:
             zeros = start.token_std == 0
             parameter.zero_() if zeros else nn.init.trunc_normal_(parameter, std=start.token_std)

@@ -45,9 +45,7 @@ class Model(Section):
     weights: str | None = None  # published weights or a run's folder to start from; None: from scratch
     dim: Positive | None = None  # channels; VMAMBA: those of its first stage
     depth: Positive | None = None  # blocks; VMAMBA: those of its third stage
-    depth_schedule: tuple[Growth, ...] | None = (
-        None  # [first epoch, depth] of each phase, in the place of depth: a model that grows
-    )
+    depth_schedule: tuple[Growth, ...] | None = None  # [first epoch, depth] of each phase, in the place of depth
     heads: Positive | None = None  # attention backbones only
     d_state: Positive | None = None  # backbones with a selective scan only
     expand: Positive | None = None  # MAMBA, VMAMBA, VIM only: inner channels a channel
@@ -73,9 +71,7 @@ class Model(Section):
 
     def depth_in(self, epoch: int) -> int | None:
         """Of a model that grows: its depth in an epoch, counted from 0; else None."""
-        return (
-            max((depth for first, depth in self.depth_schedule if first <= epoch), default=None) if self.depth_schedule else None
-        )
+        return max((depth for first, depth in self.depth_schedule or () if first <= epoch), default=None)
 
     def at_depth(self, depth: int | None) -> Self:
         """A model that grows, at one of its depths. None: this one."""

@@ -127,10 +127,14 @@ def as_page(comparison: Comparison) -> str:
         f"<figure>{svg}</figure>" for svg in (_loss_curves(comparison), _gradient_curves(comparison), _growth(comparison))
     )
     title = "ViT or Vision Mamba: " + ", ".join(row.name for row in comparison.rows)
+    return html_page(title, f"{warnings}{table}<section class=figures>{figures}</section><h2>How to read it</h2><ul>{notes}</ul>")
+
+
+def html_page(title: str, body: str) -> str:
+    """A whole page in this project's looks; ``title`` is text, ``body`` HTML."""
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style><main><h1>{html.escape(title)}</h1>{warnings}"
-        f"{table}<section class=figures>{figures}</section><h2>How to read it</h2><ul>{notes}</ul></main></html>\n"
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style><main><h1>{html.escape(title)}</h1>{body}</main></html>\n"
     )
 
 

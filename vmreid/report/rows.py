@@ -119,9 +119,14 @@ def _row(
         nonfinite_steps=len(folder.non_finite()),
         gradient_tail=gradient_tail(log),
         bytes_per_picture=peak_bytes_per_picture(model, size, backend, device),
-        images_per_s=statistics.median(entry["images_per_s"] for entry in log[FIRST_STEPS_LEFT_OUT:] or log[-1:]),
+        images_per_s=images_per_s(log),
         final_loss=log[-1]["loss"],
     )
+
+
+def images_per_s(log: list[dict[str, Any]]) -> float:
+    """Median over the steps, the first ones left out where there are more."""
+    return float(statistics.median(entry["images_per_s"] for entry in log[FIRST_STEPS_LEFT_OUT:] or log[-1:]))
 
 
 def gradient_tail(log: list[dict[str, Any]]) -> float:

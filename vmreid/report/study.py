@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from matplotlib import pyplot as plt
 
 from vmreid.report.convergence import SHARES, epochs_to, loss_spikes, seconds_to_score, seconds_until
-from vmreid.report.render import COLOURS, STYLE, as_svg, html_table, plain
-from vmreid.report.rows import FIRST_STEPS_LEFT_OUT, gradient_tail
+from vmreid.report.render import COLOURS, as_svg, html_page, html_table, plain
+from vmreid.report.rows import gradient_tail, images_per_s
 from vmreid.run_folder import RunFolder
 from vmreid.text_table import markdown
 
@@ -70,7 +70,7 @@ def _outcome(folder: RunFolder, goal: float, ranks: int) -> Outcome:
         rank1=metrics["rank1"],
         mINP=metrics["mINP"],
         loss=log[-1]["loss"],
-        images_per_s=statistics.median(entry["images_per_s"] for entry in log[FIRST_STEPS_LEFT_OUT:] or log[-1:]),
+        images_per_s=images_per_s(log),
         peak_gib=max(entry["peak_bytes"] for entry in log) / 2**30,
         gpu_s=ranks * seconds_until(len(log), log, batch),
         epochs_to={f"{share:.0%}": epochs_to(share, evaluations) for share in SHARES},
@@ -144,13 +144,11 @@ def as_page(summary: Summary) -> str:
     figures = "".join(f"<figure>{_pareto(summary, key, label)}</figure>" for key, label in PARETO)
     items = "".join(f"<li>{html.escape(note)}</li>" for note in notes(summary))
     runs = "".join(f"<li>{_link(run)}</li>" for each in summary.outcomes.values() for run in each)
-    title = "Study: " + ", ".join(summary.outcomes)
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style><main><h1>{html.escape(title)}</h1>"
+    return html_page(
+        "Study: " + ", ".join(summary.outcomes),
         f"{html_table(HEADINGS, found, ['model'] * len(found))}<section class=figures>{figures}</section>"
         f"<p>Intervals over queries, pairs and curves: <a href=report.html>report.html</a></p>"
-        f"<h2>How to read it</h2><ul>{items}</ul><h2>Runs</h2><ul>{runs}</ul></main></html>\n"
+        f"<h2>How to read it</h2><ul>{items}</ul><h2>Runs</h2><ul>{runs}</ul>",
     )
 
 

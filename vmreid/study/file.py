@@ -85,20 +85,23 @@ def read_study(path: Path) -> Study:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); mend the file") from None
     except ValidationError as error:
-        fault = error.errors()[0]
-        key = ".".join(map(str, fault["loc"]))
-        if fault["type"] == "extra_forbidden":
-            known = list(Entry.model_fields if fault["loc"][0] == "runs" else Study.model_fields)
-            raise UserError(
-                f"{path}: unknown key {key}; known are {', '.join(known)}{suggestion(key.rpartition('.')[2], known)}"
-            ) from None
-        rule = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        if fault["type"] == "value_error":
-            raise UserError(f"{path}: {rule}") from None
-        where = f"{key} = {json.dumps(fault['input'], default=str)}" if key and fault["type"] != "missing" else key or "the file"
-        raise UserError(
-            f"{path}: {where}: must be {rule}" if fault["type"] != "missing" else f"{path}: {key} is missing"
-        ) from None
+        raise UserError(f"{path}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first fault on one line."""
+    fault = error.errors()[0]
+    key, kind = ".".join(map(str, fault["loc"])), fault["type"]
+    rule = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind == "extra_forbidden":
+        known = list(Entry.model_fields if fault["loc"][0] == "runs" else Study.model_fields)
+        return f"unknown key {key}; known are {', '.join(known)}{suggestion(key.rpartition('.')[2], known)}"
+    if kind == "value_error":
+        return rule
+    if kind == "missing":
+        return f"{key} is missing"
+    given = f"{key} = {json.dumps(fault['input'], default=str)}" if key else "the file"
+    return f"{given}: must be {rule}"
 
 
 def runs_of(study: Study) -> list[Run]:

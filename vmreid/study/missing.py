@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vmreid.engine.checkpoint import state_of
-from vmreid.engine.prepare import identity_batches, make_plan
+from vmreid.engine.prepare import make_plan
 from vmreid.errors import UserError
 from vmreid.recipes import find_recipe
 from vmreid.run_folder import RunFolder
@@ -32,7 +32,7 @@ def missing_of(run: Run, out: Path, ranks: int, device: torch.device) -> Missing
     plan = make_plan(recipe, find_recipe(run.recipe), folder.path, True, ranks, device)
     if plan.checkpoint is None:
         return Missing.TRAINING
-    steps = recipe.train.epochs * identity_batches(recipe, [each.train_index() for each in plan.sets], plan.sets).steps_per_epoch
+    steps = recipe.train.epochs * plan.batches().steps_per_epoch
     if state_of(plan.checkpoint).step < steps:
         return Missing.TRAINING
     scored = json.loads(folder.metrics_file.read_text()) if folder.metrics_file.is_file() else {}

@@ -12,6 +12,7 @@ from types import FrameType
 import torch
 
 from vmreid.command import TO_GO_ON
+from vmreid.distributed import own_device
 from vmreid.run_folder import RunFolder
 from vmreid.study.file import Run
 from vmreid.study.missing import Missing, missing_of
@@ -42,7 +43,7 @@ def follow(runs: Sequence[Run], out: Path, ranks: int, seconds: float | None, sa
 
     Raises UserError before anything is trained where an entry cannot be, or does not fit what its folder holds.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     missing = {run.folder: missing_of(run, out, ranks, device) for run in runs}
     with _Clock(seconds) as clock:
         return _follow(runs, out, ranks, device, missing, clock, say)
