@@ -32,5 +32,13 @@ LATER = (
           "elif name.startswith(\"dt_bias\") and", "elif name.startswith(\"bias_dt\") and", "tests/models/test_start.py"),
     ("model test: directions are not looked at in the middle", "vmreid/doctor/directions.py",
           "if changed != set(order[place:]):", "if not changed:", "tests/test_vision_mamba.py"),
+    ("study: a finished run is trained again", "vmreid/study/missing.py",
+          "if state_of(plan.checkpoint).step < steps:", "if state_of(plan.checkpoint).step <= steps:",
+          "tests/launcher/test_study.py::test_what_is_missing_is_made_once"),
+    ("study: a piece that did nothing begins again", "vmreid/study/pieces.py",
+          "if missing[run.folder] is todo:", "if code:", "tests/launcher/test_study.py::test_a_piece_that_does_nothing"
+          "_and_says_that_all_is_well_is_begun_once"),
+    ("study: spikes are held against the steps to come", "vmreid/report/convergence.py",
+          "before = losses[step - WINDOW : step]", "before = losses[step : step + WINDOW]", "tests/report/test_convergence.py"),
 )
 # fmt: on

@@ -116,6 +116,26 @@ def test_no_piece_begins_when_the_time_is_up(folder: Path, capsys: pytest.Captur
     assert not (folder / "out/VIT-S-0").exists()
 
 
+def test_a_piece_that_does_nothing_and_says_that_all_is_well_is_begun_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = []
+
+    class Idle:
+        def __init__(self, module: str, words: list[str], ranks: int, log: Path) -> None:
+            begun.append(module)
+            log.write_text("nothing to do\n")
+            assert len(begun) < 5, "it begins again and again"
+
+        def code(self) -> int:
+            return 0
+
+    monkeypatch.setattr("vmreid.study.pieces.Ranks", Idle)
+    assert study.main([str(write_study(folder)), "--out", "out"]) == 1
+    assert begun == ["launcher.train"]
+    assert "failed: VIT-S-0: training ended with status 0: nothing to do" in capsys.readouterr().out
+
+
 def test_seeds_come_one_after_the_other(folder: Path) -> None:
     path = write_study(folder, seeds="[0, 7]", more="  V2: {backbone: MAMBA-V2, seeds: [1, 2, 3], data: other}\n")
     runs = runs_of(read_study(path))

@@ -38,6 +38,7 @@ def test_spikes_are_counted_against_the_steps_before() -> None:
     wild[100] = wild[150] = 3.0
     assert loss_spikes(wild) == 2
     assert loss_spikes([9.0, *calm][:WINDOW]) == 0, "too short to tell"
+    assert loss_spikes([3.0 + loss for loss in calm[:100]] + calm[100:]) == 0, "a fall is no spike of the steps before it"
 
 
 def test_seconds_come_from_images_per_s() -> None:

@@ -66,14 +66,14 @@ def _follow(
             if asked and code in (TO_GO_ON, *KILLED):
                 course.stopped = asked
                 return course
-            if code:
+            missing[run.folder] = todo if code else missing_of(run, out, ranks, device)
+            if missing[run.folder] is todo:  # also where it says that all is well: it would begin again and again
                 last = "; ".join(_log(folder).read_text().splitlines()[-LAST_LINES:])
                 course.failed[run.folder] = f"{todo.value} ended with status {code}: {last}"
                 say(f"{run.folder}: {course.failed[run.folder]} ({_log(folder)})")
                 break
             course.pieces += 1
             took[todo].append(spent)
-            missing[run.folder] = missing_of(run, out, ranks, device)
             score = f", mAP {folder.metrics()['mAP']:.3f}" if missing[run.folder] is Missing.NOTHING else ""
             say(f"{run.folder}: {todo.value} took {spent:.0f} s{score}")
         else:
