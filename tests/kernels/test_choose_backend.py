@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vmreid.errors import UserError
-from vmreid.kernels import choose_backend, fused, mamba_ssm_scan, selective_scan
+from vmreid.kernels import causal_conv, causal_conv_silu, choose_backend, fused, mamba_ssm_scan, selective_scan
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SCAN = """
@@ -21,6 +22,11 @@ def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_
     assert {delta.dtype, B.dtype, C.dtype} == {u.dtype}
     return u + 1
 """
+CONVOLUTION = """
+def causal_conv1d_fn(x, weight, bias=None, activation=None):
+    assert activation == "silu" and weight.shape == (3, 4) and bias.shape == (3,)
+    return x + 1
+"""
 
 
 @pytest.fixture
@@ -28,10 +34,11 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of importable modules on a machine that claims to have CUDA; every import is forgotten afterwards."""
 
     def forget() -> None:
+        causal_conv.probe.cache_clear()
         mamba_ssm_scan.probe.cache_clear()
         mamba_ssm_scan._import_scan.cache_clear()
         for name in list(sys.modules):
-            if name.partition(".")[0] in ("mamba_ssm", "selective_scan_cuda"):
+            if name.partition(".")[0] in ("causal_conv1d", "mamba_ssm", "selective_scan_cuda"):
                 del sys.modules[name]
 
     forget()
@@ -102,6 +109,21 @@ def test_mamba_ssm_is_imported_without_its_heavy_package_and_gets_the_dtypes_it_
     assert torch.equal(y, u + 1)
 
 
+def test_beside_mamba_ssm_causal_conv1d_convolves_where_it_is_installed(site: Path) -> None:
+    install_mamba_ssm(site, extension="")
+    x, weight, bias = torch.randn(2, 3, 5), torch.randn(3, 1, 4), torch.randn(3)
+    last = sum(weight[:, 0, 3 - back] * x[:, :, 4 - back] for back in range(4)) + bias
+    found = causal_conv_silu(x, weight, bias, "mamba_ssm")
+    torch.testing.assert_close(found[:, :, 4], F.silu(last))
+    assert found.shape == x.shape
+    assert "convolutions: causal_conv1d does not import" in choose_backend("mamba_ssm", CUDA, maps=False)[1]
+    causal_conv.probe.cache_clear()
+    (site / "causal_conv1d.py").write_text(CONVOLUTION)
+    assert choose_backend("mamba_ssm", CUDA, maps=False)[1].endswith("convolutions: causal_conv1d imports")
+    assert torch.equal(causal_conv_silu(x, weight, bias, "mamba_ssm"), x + 1)
+    assert torch.equal(causal_conv_silu(x, weight, bias, "torch"), found)
+
+
 def test_fused_is_for_maps_on_cuda_and_says_so_elsewhere() -> None:
     with pytest.raises(UserError, match=r"'fused' cannot run.*maps.*sequences; take model.scan_backend=auto"):
         choose_backend("fused", CUDA, maps=False)
@@ -114,7 +136,9 @@ def test_auto_takes_fused_for_maps_and_what_else_runs_for_sequences(monkeypatch:
     monkeypatch.setattr(mamba_ssm_scan, "probe", lambda: (True, "mamba_ssm imports"))
     assert choose_backend("auto", CUDA, maps=True) == ("fused", "fused: NVRTC compiles")
     assert choose_backend("auto", CUDA, maps=True, deterministic=True)[0] == "fused"
-    assert choose_backend("auto", CUDA, maps=False) == ("mamba_ssm", "mamba_ssm: mamba_ssm imports")
+    monkeypatch.setattr(causal_conv, "probe", lambda: (True, "causal_conv1d imports"))
+    wanted = ("mamba_ssm", "mamba_ssm: mamba_ssm imports; convolutions: causal_conv1d imports")
+    assert choose_backend("auto", CUDA, maps=False) == wanted
     name, why = choose_backend("auto", CUDA, maps=False, deterministic=True)
     assert name == "torch"
     assert "deterministic" in why

@@ -7,7 +7,8 @@ import difflib
 import torch
 
 from vmreid.errors import UserError
-from vmreid.kernels import fused, mamba_ssm_scan
+from vmreid.kernels import causal_conv, fused, mamba_ssm_scan
+from vmreid.kernels.causal_conv import causal_conv_silu
 from vmreid.kernels.mamba_ssm_scan import selective_scan_mamba_ssm
 from vmreid.kernels.reference import selective_scan_reference
 from vmreid.kernels.torch_scan import selective_scan_torch
@@ -18,6 +19,7 @@ _SCANS = {
     "torch": selective_scan_torch,
     "mamba_ssm": selective_scan_mamba_ssm,
 }
+__all__ = ["BACKENDS", "causal_conv_silu", "choose_backend", "selective_scan"]
 BACKENDS = ("auto", *_SCANS, "fused")
 INSTALL = "pip install -e '.[cuda]' brings the fast CUDA scans on a CUDA machine"
 
@@ -62,7 +64,8 @@ def choose_backend(name: str, device: torch.device, maps: bool, deterministic: b
         unfit = _unfit(candidate, maps, deterministic)
         available, reason = (False, unfit) if unfit else _probe(candidate, device)
         if available:
-            return candidate, f"{candidate}: {'asked for by name' if name == candidate else reason}"
+            convolutions = f"; convolutions: {causal_conv.probe()[1]}" if candidate == "mamba_ssm" and not maps else ""
+            return candidate, f"{candidate}: {'asked for by name' if name == candidate else reason}{convolutions}"
         if name == candidate:
             way = "take model.scan_backend=auto" if unfit else f"{INSTALL}, backend 'torch' runs everywhere"
             raise UserError(f"scan backend {name!r} cannot run: {reason}; {way}")

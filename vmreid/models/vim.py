@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vmreid.kernels import causal_conv_silu
 from vmreid.models.backbone import Backbone
 from vmreid.models.directed_scan import DirectedScan
 from vmreid.models.initialise import initialise_weights
@@ -16,6 +17,19 @@ from vmreid.models.vim_names import own_names
 
 DIRECTIONS = 2
 CONVOLUTION = 4  # tokens that the causal convolution sees, itself and three before it
+
+
+class CausalConvolution(nn.Conv1d):
+    """``causal_conv_silu`` as a layer of its own, since ZeRO 3 gathers parameters layer by layer."""
+
+    def __init__(self, channels: int, scan_backend: str) -> None:
+        super().__init__(channels, channels, CONVOLUTION, groups=channels)
+        self.scan_backend = scan_backend
+
+    def forward(self, x_BDL: torch.Tensor) -> torch.Tensor:
+        """[B, channels, L] to the same shape."""
+        assert self.bias is not None
+        return causal_conv_silu(x_BDL, self.weight, self.bias, self.scan_backend)
 
 
 class BidirectionalMamba(DirectedScan):
@@ -29,15 +43,15 @@ class BidirectionalMamba(DirectedScan):
         inner = expand * dim
         channels = DIRECTIONS * inner
         self.project_in = nn.Linear(dim, 2 * inner, bias=False)
-        self.convolve = nn.Conv1d(channels, channels, CONVOLUTION, groups=channels, padding=CONVOLUTION - 1)
+        self.convolve = CausalConvolution(channels, scan_backend)
         self.add_scan(DIRECTIONS, dim, inner, d_state, scan_backend)
         self.project_out = nn.Linear(inner, dim, bias=False)
 
     def forward(self, tokens_BLC: torch.Tensor) -> torch.Tensor:
         """[B, L, dim] to the same shape."""
         x_BDL, z_BDL = self.project_in(tokens_BLC).transpose(1, 2).chunk(2, dim=1)
-        u_BDL = self.convolve(torch.cat([x_BDL, x_BDL.flip(2)], dim=1))[..., : x_BDL.shape[2]]
-        ahead_BDL, back_BDL = self.scan(torch.unflatten(F.silu(u_BDL), 1, (DIRECTIONS, -1))).unbind(1)
+        both_BDL = torch.cat([x_BDL, x_BDL.flip(2)], dim=1)
+        ahead_BDL, back_BDL = self.scan(torch.unflatten(self.convolve(both_BDL), 1, (DIRECTIONS, -1))).unbind(1)
         y_BDL = (ahead_BDL + back_BDL.flip(2)) * F.silu(z_BDL) / 2
         out_BLC: torch.Tensor = self.project_out(y_BDL.transpose(1, 2))
         return out_BLC

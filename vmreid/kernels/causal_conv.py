@@ -1,0 +1,35 @@
+"""A causal depthwise convolution of sequences with SiLU, and the one door to causal_conv1d, the optional CUDA package for it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+import torch
+import torch.nn.functional as F
+
+
+@functools.cache
+def probe() -> tuple[bool, str]:
+    """Whether causal_conv1d runs in this process, and why (not): asked once, by importing its CUDA extension."""
+    if not torch.cuda.is_available():
+        return False, "causal_conv1d needs CUDA, and torch sees none"
+    try:
+        importlib.import_module("causal_conv1d")
+    except Exception as error:  # as with mamba_ssm, a build for another torch fails in many ways
+        return False, f"causal_conv1d does not import ({type(error).__name__}: {' '.join(str(error).split())})"
+    return True, "causal_conv1d imports"
+
+
+def causal_conv_silu(x_BDL: torch.Tensor, weight_D1W: torch.Tensor, bias_D: torch.Tensor, backend: str) -> torch.Tensor:
+    """SiLU of each channel's own filter over a token and the W - 1 before it, zeros before the first: x's shape.
+
+    ``backend``: the scan's, as ``choose_backend`` returned it. Beside mamba_ssm, which comes from the same hands and needs
+    the same machine, causal_conv1d runs where it is installed; else torch's convolution, which is the reference.
+    """
+    if backend == "mamba_ssm" and probe()[0]:
+        kernel = importlib.import_module("causal_conv1d").causal_conv1d_fn
+        y_BDL: torch.Tensor = kernel(x_BDL, weight_D1W.squeeze(1), bias_D, activation="silu")
+        return y_BDL
+    before = weight_D1W.shape[2] - 1
+    return F.silu(F.conv1d(F.pad(x_BDL, (before, 0)), weight_D1W, bias_D, groups=len(weight_D1W)))
