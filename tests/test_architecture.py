@@ -41,6 +41,7 @@ DOORS = {
     "mamba_ssm": {"vmreid.kernels"},
     "matplotlib": {"vmreid.report"},
     "mlflow": {"vmreid.tracking"},
+    "numba": {"vmreid.evaluation"},
     "selective_scan_cuda": {"vmreid.kernels"},
     "timm": {"vmreid.models"},
     "torchvision": {"vmreid.compat", "vmreid.data"},

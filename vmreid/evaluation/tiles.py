@@ -28,7 +28,7 @@ class Tiles:
         """Tiles for features of ``width`` that take ``memory_gib`` beyond the features themselves, whatever the gallery's size.
 
         In bytes: a gallery row takes 16 a column (as given, float32, float64); a number of the tile 12 (float32 and float64);
-        an edge 48; a number looked at 64.
+        an edge 48; a number looked at 8.
         """
         part = int(memory_gib * GIB / 8)
         gallery_rows = max(1, min(GALLERY_ROWS, part // (16 * width)))
@@ -39,7 +39,7 @@ class Tiles:
             query_rows=max(1, min(QUERY_ROWS, 2 * part // (12 * gallery_rows))),
             gallery_rows=gallery_rows,
             edges=part // 48,
-            look_numbers=max(1, min(LOOK_NUMBERS, part // (64 * torch.get_num_threads()))),
+            look_numbers=max(1, min(LOOK_NUMBERS, part // (8 * torch.get_num_threads()))),
         )
 
     def blocks(self, pairs_Q: torch.Tensor, width: int) -> list[torch.Tensor]:

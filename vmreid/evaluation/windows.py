@@ -4,23 +4,21 @@ A target that is known by ``farness`` (``screen.py``) within a bound is a window
 are the edges start, end, start, end, ...; an item has passed an even number of edges if it is sure, an odd number if it lies in
 a window and is in doubt. Most items lie beyond the last window and are never looked at twice.
 
-On a CPU numpy looks at the tile, whose nonzero takes a third of the time that torch's does, in as many threads as torch has.
+On a CPU compiled code looks at a tile row by row (``pass_edges.py``), in as many threads as torch has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from vmreid.evaluation.distances import Rows, exact_distances, pairs_at_once
+from vmreid.evaluation.pass_edges import pass_edges
 from vmreid.evaluation.screen import Screened
 
-SHARES = 4  # of a tile for each thread
 NONE_AFTER = torch.iinfo(torch.int64).max  # a gallery index that makes a target come after all items of its distance
 
 
@@ -91,46 +89,38 @@ def look(
     """
     columns, whole = product_QG.shape[1], (product_QG, windows.edge_QE, windows.reach_Q)
     if product_QG.device.type == "cpu":
-        rows = max(1, numbers // columns)
+        rows, half = max(1, numbers // columns), half_G.numpy()
         parts = list(zip(*([part.numpy() for part in torch.split(each, rows)] for each in whole), strict=True))
-        share = -(-len(parts) // (SHARES * torch.get_num_threads()))
-        shares = [parts[first : first + share] for first in range(0, len(parts), share)]
-        found = [each for some in threads.map(lambda some: _look(some, half_G.numpy(), most), shares) for each in some]
+        found = list(threads.map(lambda part: pass_edges(part[0], half, part[1], part[2], most), parts))
         count_QE = torch.from_numpy(np.concatenate([count for count, _ in found]))
         starts = range(0, product_QG.numel(), rows * columns)
         item = torch.from_numpy(np.concatenate([item + start for (_, item), start in zip(found, starts, strict=True)]))
     else:
-        [(count_QE, item)] = _look([whole], half_G, most)
+        count_QE, item = _pass_edges(*whole, half_G, most)
     before_QP = count_QE[:, 0::2].cumsum(dim=1).gather(1, windows.window_QP.clamp_min(0))
     return Seen(before_QP, item // columns, item % columns, count_QE[:, 1::2].sum(dim=1))
 
 
-def _look(parts: Sequence[tuple[Any, Any, Any]], half_G: Any, most: int) -> list[tuple[Any, Any]]:
-    """Of parts of a tile, numpy arrays or tensors: how many items of a row have passed exactly so many edges, and which are
-    in doubt."""
-    found = []
-    for far_QG, edge_QE, reach_Q in parts:
-        (rows, columns), size = far_QG.shape, edge_QE.shape[1]
-        far_QG += half_G
-        item = _nonzero((far_QG <= reach_Q[:, None]).reshape(-1))
-        far, edge = far_QG.reshape(-1).take(item), edge_QE.reshape(-1)
-        passed, step = item // columns * size, size // 2
-        while step:
-            passed += (edge[step - 1 :].take(passed) < far) * step
-            step //= 2
-        count_QE = _counts(passed, rows * size).reshape(rows, size)
-        doubtful = item[_nonzero(passed & 1 == 1)]
-        listed_Q = count_QE[:, 1::2].sum(1) <= most
-        found.append((count_QE, doubtful[_nonzero(listed_Q[doubtful // columns])]))
-    return found
+def _pass_edges(
+    far_QG: torch.Tensor, edge_QE: torch.Tensor, reach_Q: torch.Tensor, half_G: torch.Tensor, most: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``pass_edges`` on a GPU, by whole tensors."""
+    (rows, columns), size = far_QG.shape, edge_QE.shape[1]
+    far_QG += half_G
+    item = _nonzero((far_QG <= reach_Q[:, None]).reshape(-1))
+    far, edge = far_QG.reshape(-1).take(item), edge_QE.reshape(-1)
+    passed, step = item // columns * size, size // 2
+    while step:
+        passed += (edge[step - 1 :].take(passed) < far) * step
+        step //= 2
+    count_QE = torch.bincount(passed, minlength=rows * size).reshape(rows, size)
+    doubtful = item[_nonzero(passed & 1 == 1)]
+    listed_Q = count_QE[:, 1::2].sum(1) <= most
+    return count_QE, doubtful[_nonzero(listed_Q[doubtful // columns])]
 
 
-def _nonzero(mask: Any) -> Any:
-    return mask.nonzero()[0] if isinstance(mask, np.ndarray) else mask.nonzero(as_tuple=True)[0]
-
-
-def _counts(values: Any, size: int) -> Any:
-    return np.bincount(values, minlength=size) if isinstance(values, np.ndarray) else torch.bincount(values, minlength=size)
+def _nonzero(mask: torch.Tensor) -> torch.Tensor:
+    return mask.nonzero(as_tuple=True)[0]
 
 
 def count_exactly(
