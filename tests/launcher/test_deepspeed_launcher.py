@@ -39,7 +39,9 @@ def start(folder: Path, module: str, *words: str, ranks: tuple[str, ...] = ("--n
         "GLOO_SOCKET_IFNAME": "lo",
     }
     command += ["--module", module, *words]
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def words_for(folder: Path, *more: str) -> list[str]:
@@ -98,6 +100,31 @@ def test_a_killed_rank_ends_the_job_and_a_resumed_one_equals_the_undisturbed(fol
     ranks.run(2, command_on_ranks, "launcher.train", undisturbed, folder)
     assert read_json_lines(log) == read_json_lines(folder / "runs/undisturbed/log.jsonl")
     assert json.loads((folder / "runs/run/mlflow.json").read_text())["run_id"]
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_ends_all_and_a_resumed_run_equals_the_undisturbed(folder, ranks):
+    """As a terminal gives it: to the launcher and all ranks, which have its process group, and again in the midst of the end."""
+    words = words_for(folder, "--epochs", "30", "--deepspeed_config", "zero1_fp32", "--set", "train.checkpoint_epochs=2")
+    process = start(folder, "launcher.train", *words)
+    log, deadline = folder / "runs/run/log.jsonl", time.time() + 90
+    while not (log.is_file() and log.read_text().count("\n") > 5):
+        assert time.time() < deadline, "no steps within 90 s"
+        time.sleep(0.05)
+    everybody = psutil.Process(process.pid).children(recursive=True)
+    began = time.time()
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.3)
+    printed, _ = process.communicate(timeout=90)
+    assert time.time() - began < SECONDS_TO_END
+    assert process.returncode != 0
+    assert "interrupted" in printed
+    assert not [each for each in everybody if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
+    ranks.run(2, command_on_ranks, "launcher.train", [*words, "--resume", "auto"], folder)
+    undisturbed = ["runs/undisturbed" if word == "runs/run" else word for word in words]
+    ranks.run(2, command_on_ranks, "launcher.train", undisturbed, folder)
+    assert read_json_lines(log) == read_json_lines(folder / "runs/undisturbed/log.jsonl")
 
 
 @pytest.mark.slow

@@ -119,6 +119,41 @@ def test_a_real_time_limit_is_no_end(ranks, two_nodes: Cluster, tmp_path: Path) 
 
 
 @pytest.mark.slow
+def test_a_study_goes_back_into_the_queue_and_on(two_nodes: Cluster, tmp_path: Path) -> None:
+    """Its node is lost in its first run; before its time limit (a signal by hand, as above) it waits for more in its second."""
+    data, out = write_set(tmp_path / "data"), tmp_path / "study"
+    settings = ", ".join(f"'{each}'" for each in [*SETTINGS[:-1], "train.checkpoint_epochs=20"])
+    (tmp_path / "study.yaml").write_text(
+        f"recipe: demo\ndata: {data}\ndeepspeed_config: zero1_fp32\nseeds: [0, 1]\nset: [{settings}]\n"
+        "runs: {VIT-S: {backbone: VIT-S}}\n"
+    )
+    export = f"--export=ALL,MLFLOW_TRACKING_URI=sqlite:///{tmp_path}/mlflow.db"
+    words = ["slurm/study.sbatch", str(tmp_path / "study.yaml"), "--out", str(out)]
+    job = two_nodes.submit(ROOT, "--nodes=1", "--nodelist=node1", f"--output={tmp_path}/job.out", export, *words)
+
+    def wait_for(run: str) -> None:
+        log, end = out / run / "log.jsonl", time.monotonic() + 120
+        while not log.is_file() or len(log.read_text().splitlines()) < 45:
+            assert time.monotonic() < end, (tmp_path / "job.out").read_text()
+            time.sleep(0.05)
+
+    wait_for("VIT-S-0")
+    two_nodes.power_off("node1")
+    two_nodes.wait_for_job(job, "PENDING", 60, restarts=1)
+    two_nodes.boot("node1")
+    wait_for("VIT-S-1")
+    two_nodes.run("scancel", "--batch", "--signal=USR1", job)
+    two_nodes.wait_for_job(job, "COMPLETED", 240, restarts=2)
+    printed = (tmp_path / "job.out").read_text()
+    assert "1 of 2 runs are done; go on with" in printed
+    assert printed.count("VIT-S-0: training took") == 1
+    for run in ("VIT-S-0", "VIT-S-1"):
+        assert [line["step"] for line in read_json_lines(out / run / "log.jsonl")] == list(range(1, EPOCHS + 1))
+        assert RunFolder(out / run).metrics()["queries"] > 0
+    assert "| VIT-S | 2 |" in (out / "report/study.md").read_text()
+
+
+@pytest.mark.slow
 def test_a_mistake_ends_the_job_at_once(two_nodes: Cluster, tmp_path: Path) -> None:
     words = ["slurm/train.sbatch", "--out", str(tmp_path / "x"), "--backbone", "VIT-X"]
     job = two_nodes.submit(ROOT, "--nodes=2", f"--output={tmp_path}/job.out", *words)

@@ -66,12 +66,54 @@ def test_a_run_opened_again_goes_on_without_repeating_steps(ranks, tmp_path):
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.5), (2, 1.0), (3, 1.5), (4, 2.0)]
 
 
-def test_a_known_run_whose_store_is_gone_is_one_line(tmp_path, monkeypatch):
+def test_a_server_that_is_away_from_the_start_is_told_in_the_end_or_when_the_run_is_opened_again(tmp_path, monkeypatch, capsys):
+    """Both: a new run, and one that was there before and gets a step again."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    folder = RunFolder(tmp_path)
-    folder.mlflow_file.write_text(json.dumps({"tracking_uri": "http://127.0.0.1:9", "run_id": "0" * 32}))
-    with pytest.raises(UserError, match=r"MLflow store http://127.0.0.1:9: .*start that server") as caught:
-        MlflowRun(folder, "again", "tests")
+    away = "http://127.0.0.1:9"
+    store = f"sqlite:///{tmp_path}/runs/mlflow.db"
+    for number, before in enumerate(([], [1, 2])):
+        folder = RunFolder(tmp_path / str(number))
+        folder.path.mkdir()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        if before:
+            run = MlflowRun(folder, "it", "tests")
+            for step in before:
+                run.log(step, {"loss": float(step)})
+            run.close("FAILED")
+            folder.mlflow_file.write_text(folder.mlflow_file.read_text().replace(store, away))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", away)
+        capsys.readouterr()
+        begin = time.monotonic()
+        run = MlflowRun(folder, "it", "tests")
+        (said,) = [line for line in capsys.readouterr().err.splitlines() if away in line]
+        assert "the work goes on" in said
+        run.set_tags({"resume": "line"})
+        run.log(2, {"loss": 2.0})
+        run.log(3, {"loss": 3.0})
+        assert time.monotonic() - begin < 10
+        if not before:  # it comes back
+            run.uri = store
+            run._sender._wait = 0.01
+        run.close("FINISHED")
+        if before:
+            assert "keeps what it could not be told" in capsys.readouterr().err
+            folder.mlflow_file.write_text(folder.mlflow_file.read_text().replace(away, store))
+            MlflowRun(folder, "it", "tests").close("FINISHED")
+        client = mlflow.MlflowClient(tracking_uri=store)
+        found = client.get_run(json.loads(folder.mlflow_file.read_text())["run_id"])
+        assert found.info.status == "FINISHED"
+        assert found.data.tags["resume"] == "line"
+        history = client.get_metric_history(found.info.run_id, "loss")
+        assert [(metric.step, metric.value) for metric in history] == [(step, float(step)) for step in sorted({*before, 2, 3})]
+        assert not folder.mlflow_later_file.exists()
+
+
+@pytest.mark.parametrize("uri", ["htp://somewhere", "sqlite:////nowhere/at/all.db"])
+def test_a_store_that_cannot_be_is_one_line(tmp_path, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match=r"MLflow store .*start that server, or set MLFLOW_TRACKING_URI") as caught:
+        MlflowRun(RunFolder(tmp_path), "again", "tests")
     assert "\n" not in str(caught.value)
 
 
@@ -172,16 +214,18 @@ def serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_and_comes_back_has_every_step(tmp_path, monkeypatch, capsys):
+def test_a_server_that_comes_late_dies_and_comes_back_has_every_step(tmp_path, monkeypatch, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-    server = serve(tmp_path, port)
     run = MlflowRun(RunFolder(tmp_path), "it", "tests")
     run.log(1, {"loss": 1.0})
+    assert not run.run_id
+    server = serve(tmp_path, port)
     while run._sender._waiting:
         time.sleep(0.05)
+    assert run.run_id
     os.killpg(server.pid, signal.SIGKILL)
     run.log(2, {"loss": 2.0})
     time.sleep(8)

@@ -8,6 +8,7 @@ import getpass
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -28,44 +29,39 @@ REQUEST = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 class MlflowRun:
     """An open MLflow run. Metrics are sent in the background; ``close`` waits for them.
 
-    Once it is open, a store that goes away disturbs nobody: what it could not be told is kept in ``mlflow_later.jsonl``, and
-    told when the run is opened again.
+    A server that cannot be reached disturbs nobody, from the start or later on: what it could not be told is kept in
+    ``mlflow_later.jsonl``, and told when the run is closed or opened again and the server is there.
     """
 
     def __init__(self, folder: RunFolder, name: str, source: str) -> None:
         """Open the run that ``folder`` names, or make one, which ``source`` (such as ``launcher.train``) began.
 
-        Raises UserError where the store cannot be reached.
+        Raises UserError where the store answers that this cannot be, or is no server and does not open.
         """
         _quiet()
-        import mlflow
-
+        self._folder, self._name, self._source = folder, name, source
         self._known = json.loads(folder.mlflow_file.read_text()) if folder.mlflow_file.is_file() else {}
         self.uri: str = self._known.get("tracking_uri") or default_tracking_uri()
+        self.run_id: str = self._known.get("run_id", "")
+        self._logged: set[int] | None = None  # steps that the run has; not known before the store is reached
+        self._sender = Sender(self._send, self.uri)
         try:
-            with _one_at_a_time(self.uri):
-                self._client = mlflow.MlflowClient(tracking_uri=self.uri)
-                self.run_id: str = self._known.get("run_id") or self._new_run(name, source)
-            if self._known:
-                self._client.set_terminated(self.run_id, "RUNNING")
-            logged = self._logged_steps() if self._known else set()
-            self._folder, self._sender = folder, Sender(self._send, self.uri)
-            self._tell_what_waits(logged)
-            self._logged_until = max(logged, default=0)
+            self._reach()
+            self._tell_what_waits()
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"MLflow store {self.uri}: {reason[:300]}; start that server, or set MLFLOW_TRACKING_URI to another "
-                "(unset: sqlite in runs/mlflow.db)"
-            ) from error
-        if not self._known:
-            fields = {"tracking_uri": self.uri, "run_id": self.run_id}
-            write_atomically(folder.mlflow_file, json.dumps(fields, indent=2) + "\n")
+            reason = (str(error).splitlines()[0] if str(error) else type(error).__name__)[:300]
+            if not _is_away(self.uri, error):
+                raise UserError(
+                    f"MLflow store {self.uri}: {reason}; start that server, or set MLFLOW_TRACKING_URI to another "
+                    "(unset: sqlite in runs/mlflow.db)"
+                ) from error
+            kept = folder.mlflow_later_file
+            print(f"MLflow store {self.uri}: {reason}; the work goes on, and {kept} keeps what to tell it", file=sys.stderr)
+            self._keep("tags", {"vmreid.opened": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Metrics of a step. Steps that the run already has (before a resume) are not logged twice."""
-        if step > self._logged_until:
-            self._sender.put(step, values)
+        """Metrics of a training step. Steps that the run already has (before a resume) are not logged twice."""
+        self._sender.put(step, values)
 
     def log_results(self, step: int, values: dict[str, float]) -> None:
         """Metrics of an evaluation at ``step``."""
@@ -94,10 +90,13 @@ class MlflowRun:
 
     def close(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Wait for what is on its way, ``CLOSE_SECONDS`` at most, and set the status; KILLED: a signal stopped it, to go on."""
-        for step in self._sender.close(CLOSE_SECONDS):
+        kept, unsent = self._folder.mlflow_later_file, self._sender.close(CLOSE_SECONDS)
+        for step in unsent:
             self._keep("metrics", step)
+        if kept.is_file() and not unsent and self.run_id:
+            with contextlib.suppress(Exception):  # whatever it is, all of it is kept
+                self._tell_what_waits()
         self._tell("status", status)
-        kept = self._folder.mlflow_later_file
         if kept.is_file():
             again = f"python -m launcher.evaluate --run {self._folder.path}"
             print(f"MLflow store {self.uri}: {kept} keeps what it could not be told, until {again} or a resume", file=sys.stderr)
@@ -117,17 +116,27 @@ class MlflowRun:
         with self._folder.mlflow_later_file.open("a") as file:
             file.write(json.dumps({kind: content}) + "\n")
 
-    def _tell_what_waits(self, logged: set[int]) -> None:
-        """What the store could not be told when the run was open before; metrics of steps in ``logged`` are left out,
-        and the others added to it."""
+    def _reach(self) -> None:
+        """Find the run in the store, or make it there."""
+        import mlflow
+
+        with _one_at_a_time(self.uri):
+            self._client = mlflow.MlflowClient(tracking_uri=self.uri)
+            if not self.run_id:
+                run_id = self._new_run()
+                fields = {"tracking_uri": self.uri, "run_id": run_id}
+                write_atomically(self._folder.mlflow_file, json.dumps(fields, indent=2) + "\n")
+                self.run_id = run_id
+        if self._known:
+            self._client.set_terminated(self.run_id, "RUNNING")
+        self._logged = {metric.step for metric in self._client.get_metric_history(self.run_id, "loss")}
+
+    def _tell_what_waits(self) -> None:
+        """What the store could not be told."""
         if not self._folder.mlflow_later_file.is_file():
             return
         for line in self._folder.mlflow_later_file.read_text().splitlines():
             ((kind, content),) = json.loads(line).items()
-            if kind == "metrics" and "loss" in content[2]:
-                if content[0] in logged:
-                    continue
-                logged.add(content[0])
             getattr(self, f"_tell_{kind}")(content)
         self._folder.mlflow_later_file.unlink()
         self._client.set_terminated(self.run_id, "RUNNING")
@@ -164,20 +173,26 @@ class MlflowRun:
         send(self.run_id, path, folder)
 
     def _send(self, steps: list[Step]) -> None:
+        """Metrics, but for training steps that the run has."""
         from mlflow.entities import Metric
 
-        metrics = [Metric(key, float(value), moment, step) for step, moment, values in steps for key, value in values.items()]
+        if self._logged is None:
+            self._reach()
+        assert self._logged is not None
+        new = [(step, moment, values) for step, moment, values in steps if "loss" not in values or step not in self._logged]
+        metrics = [Metric(key, float(value), moment, step) for step, moment, values in new for key, value in values.items()]
         for begin in range(0, len(metrics), METRICS_AT_ONCE):
             self._client.log_batch(self.run_id, metrics=metrics[begin : begin + METRICS_AT_ONCE])
+        self._logged.update(step for step, _, values in new if "loss" in values)
 
-    def _new_run(self, name: str, source: str) -> str:
+    def _new_run(self) -> str:
         tags = {
             "mlflow.user": _user(),
             "mlflow.source.type": "LOCAL",
-            "mlflow.source.name": source,
+            "mlflow.source.name": self._source,
             "mlflow.source.git.commit": commit(),
         }
-        return str(self._client.create_run(self._experiment(), run_name=name, tags=tags).info.run_id)
+        return str(self._client.create_run(self._experiment(), run_name=self._name, tags=tags).info.run_id)
 
     def _experiment(self) -> str:
         experiment = self._client.get_experiment_by_name(EXPERIMENT)
@@ -189,8 +204,16 @@ class MlflowRun:
         kind = {"mlflow.experimentKind": "custom_model_development"}
         return str(self._client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=kind))
 
-    def _logged_steps(self) -> set[int]:
-        return {metric.step for metric in self._client.get_metric_history(self.run_id, "loss")}
+
+def _is_away(uri: str, error: Exception) -> bool:
+    """Whether a server gave no answer of its own, or a proxy in its place."""
+    from mlflow.exceptions import MlflowException, RestException
+
+    return (
+        uri.startswith(("http://", "https://"))
+        and isinstance(error, (MlflowException, OSError))
+        and not isinstance(error, RestException)
+    )
 
 
 def _user() -> str:
