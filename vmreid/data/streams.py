@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tarfile
 import zlib
 from collections import deque
@@ -25,6 +26,7 @@ from vmreid.data.transforms import TrainTransform, resize
 from vmreid.errors import UserError
 
 Sample = dict[str, Any]
+SECONDS_TO_OUTLIVE = 30  # that a worker goes on after SIGTERM
 STAND_INS = 16  # identities tried for one place: more in a row say that nothing can be read, not some of it
 
 
@@ -225,6 +227,12 @@ def _caught(batches: Iterator[Batch]) -> Iterator[Batch | _Failure]:
         yield _Failure(f"{error}; see that the shards are still there and can be read")
 
 
+def _outlive_a_signal(worker: int) -> None:
+    """A scheduler's SIGTERM may go to all processes of a job: the rank ends its step and saves, for which it needs its batches,
+    and then ends its workers. One that nobody ends goes by itself."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_OUTLIVE))
+
+
 def _batches(pipeline: wds.DataPipeline, workers: int) -> Iterator[Batch]:
     """A generator of its own keeps the loader from drawing from the global one, which a resumed run would see moved."""
     loader: DataLoader[Batch | _Failure] = DataLoader(
@@ -232,6 +240,7 @@ def _batches(pipeline: wds.DataPipeline, workers: int) -> Iterator[Batch]:
         batch_size=None,
         num_workers=workers,
         generator=torch.Generator().manual_seed(0),
+        worker_init_fn=_outlive_a_signal,
         pin_memory=torch.cuda.is_available(),
     )
     for batch in loader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,10 +140,14 @@ def evaluate(plan: EvaluationPlan, place: Place) -> Evaluation:
     return Evaluation(metrics, queries, curves, precisions, distances, shown)
 
 
-def evaluate_model(plan: EvaluationPlan, place: Place) -> dict[str, Any]:
+def evaluate_model(
+    plan: EvaluationPlan, place: Place, change: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> dict[str, Any]:
     """All ranks. The checkpoint's scores alone, without floors, intervals and pictures; the same on every rank. What it has of
-    ``evaluate``'s metrics is equal to those."""
-    functions = {"model": features_by(load_model(plan)[0].to(place.device), plan)}
+    ``evaluate``'s metrics is equal to those. ``change``: what is done to uint8 pictures [B, 3, H, W] before the model sees them,
+    to find out what it looks at."""
+    features = features_by(load_model(plan)[0].to(place.device), plan)
+    functions = {"model": (lambda image_BCHW: features(change(image_BCHW))) if change else features}
     query, gallery = (_extract_split(plan, split, functions, place, None) for split in ("query", "gallery"))
     ranking = _ranking(plan, place)
     metrics = direction(query, gallery, *ranking).model_scores()
