@@ -92,4 +92,10 @@ def all_runs() -> list[Run]:
     return runs
 
 
-RUNS = all_runs()
+def _turn(run: Run) -> int:
+    """What compares families comes before the remedies, of which the first seed is early all the same."""
+    compares = run.name.startswith(("rendered", "real 256")) or run.name in tuple(f"real {each}" for each in THREE)
+    return run.seed if compares and "512" not in run.name else (0, 3, 4)[run.seed]
+
+
+RUNS = sorted(all_runs(), key=_turn)

@@ -1,0 +1,112 @@
+"""One training step on several GPUs of one host: ``deepspeed --num_gpus N docs/results/scaling.py OUT.json SECONDS``.
+
+Weak (64 and 256 pictures a GPU) and strong (512 in all) batches of random pictures through the engine as training steps it, for
+each backbone and ZeRO stage, as many as fit into the time. Rank 0 writes OUT.json with what there is.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from vmreid.benchmarks.loops import CLASSES, Setup, random_batch
+from vmreid.distributed import place_from_environment, start_process_group
+from vmreid.engine.deepspeed_config import read_deepspeed_config, with_derived_keys
+from vmreid.engine.start import make_engine, take_step
+from vmreid.engine.training_module import TrainingModule
+from vmreid.kernels import choose_backend
+from vmreid.models import ReIDModel, build_backbone
+from vmreid.models.registry import scans_maps
+from vmreid.optim import build_optimizer
+from vmreid.recipes import find_recipe, load_recipe
+from vmreid.timing import device_name
+from vmreid.versions import versions
+
+WEAK, STRONG = (64, 256), 512
+CASES = [
+    *((backbone, 0, batch) for batch in (*WEAK, STRONG) for backbone in ("VIT-S", "MAMBA-V2", "VIT-B")),
+    *((backbone, stage, 64) for stage in (1, 2, 3) for backbone in ("VIT-S", "MAMBA-V2", "VIT-B")),
+    *((backbone, stage, 256) for stage in (1, 2, 3) for backbone in ("VIT-S", "MAMBA-V2", "VIT-B")),
+]
+WARM, STEPS, PROFILED = 6, 20, 4
+
+
+def main() -> None:
+    out, seconds = Path(sys.argv[-2]), float(sys.argv[-1])
+    place = place_from_environment()
+    start_process_group(place)
+    rows: list[dict[str, Any]] = []
+    end = time.monotonic() + seconds
+    for backbone, stage, batch in CASES:
+        late = torch.tensor([float(time.monotonic() > end)])
+        dist.all_reduce(late)
+        if late:
+            break
+        local = batch // place.world if batch == STRONG else batch
+        row = {"backbone": backbone, "zero": stage, "pictures a GPU": local, "GPUs": place.world, "strong": batch == STRONG}
+        row |= measure(backbone, stage, local, place.world, place.device)
+        rows.append(row)
+        gc.collect()
+        torch.cuda.empty_cache()
+        if place.rank == 0:
+            print(row, flush=True)
+            setting = {"device": device_name(place.device), "versions": versions(), "tokens": 129}
+            out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n")
+
+
+def measure(backbone: str, stage: int, local: int, world: int, device: torch.device) -> dict[str, float]:
+    """All ranks. Of whole steps: median milliseconds, pictures in a second over all GPUs, peak GiB, NCCL's share of the time."""
+    flags = {"model.backbone": ("--backbone", backbone)}
+    recipe = load_recipe("note", flags, ["data.image_size=[256,128]", f"train.batch_size={local}"])
+    _, deepspeed = read_deepspeed_config(f"zero{stage}_bf16", find_recipe("note"))
+    scan, _ = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))
+    torch.manual_seed(0)
+    torch.cuda.reset_peak_memory_stats(device)
+    model = ReIDModel(build_backbone(recipe.model, recipe.data.image_size, scan), CLASSES, recipe.data.mean, recipe.data.std)
+    module = TrainingModule(model.to(device), recipe.loss, False)
+    config = with_derived_keys(deepspeed, local * world, world, True)
+    engine = make_engine(module, build_optimizer(module, recipe.optim), config)
+    batch = random_batch(Setup(recipe, deepspeed, scan, device))
+
+    def step() -> None:
+        engine.backward(engine(batch).loss)
+        take_step(engine, config["gradient_clipping"])
+
+    for _ in range(WARM):
+        step()
+    took = []
+    for _ in range(STEPS):
+        torch.cuda.synchronize()
+        dist.barrier()
+        begin = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        took.append(time.perf_counter() - begin)
+    peak = torch.cuda.max_memory_allocated(device)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        begin = time.perf_counter()
+        for _ in range(PROFILED):
+            step()
+        torch.cuda.synchronize()
+        profiled = time.perf_counter() - begin
+    nccl = sum(event.device_time_total for event in profile.key_averages() if "nccl" in event.key.lower()) / 1e6
+    engine.destroy()
+    milliseconds = 1e3 * statistics.median(took)
+    return {
+        "ms": milliseconds,
+        "pictures/s": 1e3 * local * world / milliseconds,
+        "peak GiB": peak / 2**30,
+        "NCCL's share": nccl / profiled,
+    }
+
+
+if __name__ == "__main__":
+    main()
