@@ -16,6 +16,8 @@ import psutil
 import pytest
 from tiny import SMALL, command_on_ranks, plan_run, read_json_lines, set_words, train_on_ranks, write_set
 
+from vmreid.command import TO_GO_ON
+
 HERE = Path(__file__).parent
 SECONDS_TO_END = 10
 
@@ -125,6 +127,29 @@ def test_ctrl_c_twice_ends_all_and_a_resumed_run_equals_the_undisturbed(folder, 
     undisturbed = ["runs/undisturbed" if word == "runs/run" else word for word in words]
     ranks.run(2, command_on_ranks, "launcher.train", undisturbed, folder)
     assert read_json_lines(log) == read_json_lines(folder / "runs/undisturbed/log.jsonl")
+
+
+@pytest.mark.slow
+def test_sigterm_to_workers_too_saves_and_goes_on(folder):
+    """What ``timeout`` and ``scancel`` do."""
+    words = words_for(folder, "--epochs", "200", "--set", "data.workers=2", "--set", "train.checkpoint_epochs=200")
+    command = [sys.executable, "-m", "launcher.train", *words]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    with (folder / "said.txt").open("w") as said:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    log, deadline = folder / "runs/run/log.jsonl", time.time() + 90
+    while not (log.is_file() and log.read_text().count("\n") > 3):
+        assert time.time() < deadline, "no steps within 90 s"
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(SECONDS_TO_END) == TO_GO_ON, (folder / "said.txt").read_text()
+    steps = len(log.read_text().splitlines())
+    assert (folder / "runs/run/checkpoints/latest").read_text().strip() == f"step-{steps:06d}"
+    assert not [each for each in workers if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.slow
