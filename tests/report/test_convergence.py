@@ -76,6 +76,8 @@ def test_seeds_of_a_name_are_one_line(tmp_path: Path) -> None:
     assert "2 runs of the study are not done yet." in as_markdown(summary)
     page = as_page(summary)
     assert page.count("<svg") == 3
+    assert re.findall(r"<th>(.*?)</th>", page) == ["run", "MAMBA-V2", "VIT-S"], "a column a name, a line a quantity"
+    assert "<td data-label='run'>mAP</td><td data-label='MAMBA-V2'>0.200</td><td data-label='VIT-S'>0.400" in page
     assert re.findall(r"<(?:script|link|img|iframe)|@import|url\((?!#)|(?:src|href)=['\"]?https?:", page) == []
     random.Random(0).shuffle(folders)
     assert sorted(lines(summarise(folders, 2, 5))) == sorted(lines(summary))

@@ -139,14 +139,15 @@ def as_markdown(summary: Summary) -> str:
 
 
 def as_page(summary: Summary) -> str:
-    """One HTML file without outside parts."""
-    found = lines(summary)
+    """One HTML file without outside parts. A line a quantity: so many columns would not fit on a screen."""
+    heads, *found = zip(HEADINGS, *lines(summary), strict=True)
+    whole = [tuple(cell.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}") for cell in line) for line in found]
     figures = "".join(f"<figure>{_pareto(summary, key, label)}</figure>" for key, label in PARETO)
     items = "".join(f"<li>{html.escape(note)}</li>" for note in notes(summary))
     runs = "".join(f"<li>{_link(run)}</li>" for each in summary.outcomes.values() for run in each)
     return html_page(
         "Study: " + ", ".join(summary.outcomes),
-        f"{html_table(HEADINGS, found, ['model'] * len(found))}<section class=figures>{figures}</section>"
+        f"{html_table(heads, whole, ['model'] * len(whole))}<section class=figures>{figures}</section>"
         f"<p>Intervals over queries, pairs and curves: <a href=report.html>report.html</a></p>"
         f"<h2>How to read it</h2><ul>{items}</ul><h2>Runs</h2><ul>{runs}</ul>",
     )
