@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmreid.command import TO_GO_ON, Parser, above_0, run
+from vmreid.run_folder import RunFolder
 
 REPORT = "report"
 
@@ -27,7 +28,11 @@ def main(words: Sequence[str]) -> int:
     runs = runs_of(study)
     course = follow(runs, given.out, study.ranks, given.seconds, lambda line: print(line, flush=True))
     if course.done and (course.pieces or not (given.out / REPORT / "study.html").is_file()):
-        _report([given.out / each.folder for each in course.done], given.out / REPORT, study.ranks, len(runs))
+        ended = [RunFolder(given.out / folder) for folder in course.failed]
+        diverged = [folder for folder in ended if folder.non_finite()]
+        _report(
+            [RunFolder(given.out / each.folder) for each in course.done], given.out / REPORT, study.ranks, len(runs), diverged
+        )
     for folder, reason in course.failed.items():
         print(f"failed: {folder}: {reason}")
     if course.stopped:
@@ -38,15 +43,15 @@ def main(words: Sequence[str]) -> int:
     return int(bool(course.failed))
 
 
-def _report(folders: Sequence[Path], out: Path, ranks: int, all_runs: int) -> None:
+def _report(folders: Sequence[RunFolder], out: Path, ranks: int, all_runs: int, diverged: Sequence[RunFolder]) -> None:
     """Compare what is there, and write the study's summary beside the comparison."""
     from launcher import compare
     from vmreid.report.study import as_json, as_markdown, as_page, summarise
-    from vmreid.run_folder import RunFolder, write_atomically
+    from vmreid.run_folder import write_atomically
     from vmreid.tracking import MlflowRun
 
-    compare.main([*map(str, folders), "--out", str(out)])
-    summary = summarise([RunFolder(folder) for folder in folders], ranks, all_runs)
+    compare.main([*(str(folder.path) for folder in folders), "--out", str(out)])
+    summary = summarise(folders, ranks, all_runs, diverged)
     for name, text in (("study.json", as_json(summary)), ("study.md", as_markdown(summary)), ("study.html", as_page(summary))):
         write_atomically(out / name, text)
     tracker = MlflowRun(RunFolder(out), "study", "launcher.study")  # the comparison's own

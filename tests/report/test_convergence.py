@@ -48,7 +48,7 @@ def test_seconds_come_from_images_per_s() -> None:
     assert seconds_to_score(0.6, EVALUATIONS, log, 16) is None
 
 
-def run(folder: Path, name: str, score: float, losses: list[float]) -> RunFolder:
+def run(folder: Path, name: str, score: float, losses: list[float], rate: str = "1e-4") -> RunFolder:
     """A finished run's files, as far as a summary reads them."""
     there = RunFolder(folder / name)
     there.path.mkdir()
@@ -56,7 +56,8 @@ def run(folder: Path, name: str, score: float, losses: list[float]) -> RunFolder
     there.log_file.write_text("".join(json.dumps(entry) + "\n" for entry in log_of(losses)))
     there.evaluations_file.write_text("".join(json.dumps(each) + "\n" for each in EVALUATIONS))
     recipe = (Path(__file__).parents[2] / "vmreid/recipes/note.yaml").read_text()
-    there.recipe_file.write_text(recipe)
+    assert "lr: 1e-4" in recipe
+    there.recipe_file.write_text(recipe.replace("lr: 1e-4", f"lr: {rate}"))
     return there
 
 
@@ -81,6 +82,19 @@ def test_seeds_of_a_name_are_one_line(tmp_path: Path) -> None:
     assert re.findall(r"<(?:script|link|img|iframe)|@import|url\((?!#)|(?:src|href)=['\"]?https?:", page) == []
     random.Random(0).shuffle(folders)
     assert sorted(lines(summarise(folders, 2, 5))) == sorted(lines(summary))
+
+
+def test_rates_that_are_lost_are_told(tmp_path: Path) -> None:
+    scores = (("A-0", 0.5, "1e-4"), ("A-1", 0.3, "1e-4"), ("B-0", 0.6, "3e-4"), ("C-0", 0.1, "1e-2"))
+    folders = [run(tmp_path, name, score, [1.0] * 12, rate) for name, score, rate in scores]
+    assert summarise(folders[:2], 1, 2).rates == {}
+    diverged = run(tmp_path, "D-0", 0.0, [], "1e-1")
+    diverged.metrics_file.unlink()
+    summary = summarise(folders, 1, 5, [diverged])
+    assert summary.rates == {"A": {1e-4: pytest.approx(0.4), 3e-4: 0.6, 1e-2: 0.1, 1e-1: 0.0}}
+    said = "2 of 4 are lost: 0.01, 0.1 (below half of the best mAP); the best is 0.0003."
+    assert said in as_markdown(summary)
+    assert said in as_page(summary)
 
 
 @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=8))

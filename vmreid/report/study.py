@@ -17,6 +17,7 @@ from vmreid.report.rows import gradient_tail, images_per_s
 from vmreid.run_folder import RunFolder
 from vmreid.text_table import markdown
 
+LOST = 0.5  # of the best rate's mAP: a rate below is lost
 PARETO = (("images_per_s", "images/s in training"), ("peak_gib", "peak GiB of a rank"), ("gpu_s", "GPU-seconds of training"))
 
 
@@ -42,21 +43,44 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """Outcomes by name, each a seed. ``goal``: the lowest mean mAP of a name."""
+    """Outcomes by name, each a seed. ``goal``: the lowest mean mAP of a name. ``rates``: mean mAP by rate, of names that differ
+    in nothing else, under the first of them."""
 
     outcomes: dict[str, list[Outcome]]
     goal: float
     missing: int
+    rates: dict[str, dict[float, float]]
 
 
-def summarise(folders: Sequence[RunFolder], ranks: int, all_runs: int) -> Summary:
-    """Of evaluated runs, whose folders are called NAME-SEED. ``ranks`` each; ``all_runs``: how many the study lists."""
+def summarise(folders: Sequence[RunFolder], ranks: int, all_runs: int, diverged: Sequence[RunFolder] = ()) -> Summary:
+    """Of evaluated runs, whose folders are called NAME-SEED. ``ranks`` each; ``all_runs``: how many the study lists;
+    ``diverged``: those that a value which is not finite has ended, which count as an mAP of 0 where rates are compared."""
     by_name: dict[str, list[RunFolder]] = {}
     for folder in sorted(folders, key=lambda each: each.path.name):
-        by_name.setdefault(folder.path.name.rpartition("-")[0], []).append(folder)
+        by_name.setdefault(_name(folder), []).append(folder)
     goal = min(statistics.fmean(each.metrics()["mAP"] for each in of_name) for of_name in by_name.values())
     outcomes = {name: [_outcome(each, goal, ranks) for each in of_name] for name, of_name in by_name.items()}
-    return Summary(outcomes, goal, all_runs - len(folders))
+    scores = [(folder, folder.metrics()["mAP"]) for folder in folders] + [(folder, 0.0) for folder in diverged]
+    return Summary(outcomes, goal, all_runs - len(folders), _scores_by_rate(scores))
+
+
+def _name(folder: RunFolder) -> str:
+    return folder.path.name.rpartition("-")[0]
+
+
+def _scores_by_rate(scores: Sequence[tuple[RunFolder, float]]) -> dict[str, dict[float, float]]:
+    """Only where there are several rates."""
+    alike: dict[str, tuple[str, dict[float, list[float]]]] = {}
+    for folder, score in sorted(scores, key=lambda each: each[0].path.name):
+        recipe = folder.recipe()
+        optim = recipe.optim.model_copy(update={"lr": 1.0})
+        key = recipe.model_copy(update={"seed": 0, "optim": optim}).model_dump_json()
+        alike.setdefault(key, (_name(folder), {}))[1].setdefault(recipe.optim.lr, []).append(score)
+    return {
+        name: {rate: statistics.fmean(by_rate[rate]) for rate in sorted(by_rate)}
+        for name, by_rate in alike.values()
+        if len(by_rate) > 1
+    }
 
 
 def _outcome(folder: RunFolder, goal: float, ranks: int) -> Outcome:
@@ -122,8 +146,19 @@ def notes(summary: Summary) -> list[str]:
         "Spikes: steps whose loss is more than 6 median absolute deviations above the median of the 50 before.",
         f"GPU-s: seconds of all steps times ranks; to the goal: until an evaluation in training had mAP "
         f"{summary.goal:.3f}, the lowest mean of a name; empty where a seed had none.",
+        *(_rates_in_words(name, scores) for name, scores in summary.rates.items()),
         *([f"{summary.missing} runs of the study are not done yet."] if summary.missing else []),
     ]
+
+
+def _rates_in_words(name: str, scores: dict[float, float]) -> str:
+    lost = [f"{rate:g}" for rate, score in scores.items() if score < LOST * max(scores.values())]
+    best = max(scores, key=scores.__getitem__)
+    names = f": {', '.join(lost)}" if lost else ""
+    return (
+        f"Rates, {name} and what differs in nothing else: {len(lost)} of {len(scores)} are lost{names} (below half of the best "
+        f"mAP); the best is {best:g}."
+    )
 
 
 def as_json(summary: Summary) -> str:
