@@ -17,6 +17,7 @@ def main(words: Sequence[str]) -> int:
     parser = Parser(prog="python -m launcher.study", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.yaml", help="runs, seeds and what they share")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for a folder a run, and report/")
+    parser.add_argument("--data", metavar="DIR", help="shards for all runs that name none, instead of the file's own")
     parser.add_argument("--seconds", type=above_0, help="end within so many, with a checkpoint; the same command goes on")
     given = parser.parse_args(words)
 
@@ -24,6 +25,8 @@ def main(words: Sequence[str]) -> int:
     from vmreid.study.pieces import follow
 
     study = read_study(given.file)
+    if given.data:
+        study = study.model_copy(update={"data": given.data})
     given.out.mkdir(parents=True, exist_ok=True)
     runs = runs_of(study)
     course = follow(runs, given.out, study.ranks, given.seconds, lambda line: print(line, flush=True))

@@ -42,6 +42,7 @@ DOORS = {
     "matplotlib": {"vmreid.report"},
     "mlflow": {"vmreid.tracking"},
     "numba": {"vmreid.evaluation"},
+    "scipy": {"vmreid.report"},
     "selective_scan_cuda": {"vmreid.kernels"},
     "timm": {"vmreid.models"},
     "torchvision": {"vmreid.compat", "vmreid.data"},

@@ -18,6 +18,7 @@ from vmreid.command import TO_GO_ON
 from vmreid.errors import UserError
 from vmreid.run_folder import WEIGHTS, RunFolder
 from vmreid.study.file import read_study, runs_of
+from vmreid.study.missing import Missing, missing_of
 
 SHARED = [*BASE, "train.epochs=2", "evaluation.every_epochs=1"]
 
@@ -46,7 +47,9 @@ def times(folder: Path) -> dict[str, int]:
 
 
 def test_what_is_missing_is_made_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [str(write_study(folder)), "--out", "out"]
+    path = write_study(folder)
+    path.write_text(path.read_text().replace("data: data\n", ""))
+    words = [str(path), "--out", "out", "--data", "data"]
     assert study.main(words) == 0
     said = capsys.readouterr().out
     assert "VIT-S-0: training took" in said
@@ -163,8 +166,21 @@ def test_a_study_that_is_none_is_one_line(tmp_path: Path, text: str, words: str)
         read_study(path)
 
 
+def test_the_notes_study_can_be_trained(folder: Path) -> None:
+    write_set(folder / "larger", identities=48)
+    given = read_study(Path(__file__).parents[2] / "studies/note.yaml").model_copy(update={"data": "larger"})
+    runs = runs_of(given)
+    assert len(runs) == 60
+    for run in runs[:20]:
+        assert missing_of(run, folder / "out", 1, torch.device("cpu")) is Missing.TRAINING
+    changed = {str(run.resolved().model_dump(exclude={"seed"})) for run in runs}
+    assert len(changed) == 20, "each asks something of its own"
+
+
 def test_without_data_it_says_where_to_name_it(folder: Path) -> None:
     path = write_study(folder)
     path.write_text(path.read_text().replace("data: data\n", ""))
-    with pytest.raises(UserError, match="VIT-S-0: no data; name a folder of shards at the top of the study"):
+    with pytest.raises(
+        UserError, match="VIT-S-0: no data; give a folder of shards by --data, or name it at the top of the study"
+    ):
         study.main([str(path), "--out", "out"])

@@ -75,6 +75,7 @@ def test_seeds_of_a_name_are_one_line(tmp_path: Path) -> None:
     assert table["MAMBA-V2"]["GPU-s"] == "48", "12 steps of 16 pictures at 8 a second, on two ranks"
     assert table["MAMBA-V2"]["GPU-s to the goal"] == "32"
     assert "2 runs of the study are not done yet." in as_markdown(summary)
+    assert "may differ by chance" not in as_markdown(summary), "one name alone has several seeds"
     page = as_page(summary)
     assert page.count("<svg") == 3
     assert re.findall(r"<th>(.*?)</th>", page) == ["run", "MAMBA-V2", "VIT-S"], "a column a name, a line a quantity"
@@ -82,6 +83,17 @@ def test_seeds_of_a_name_are_one_line(tmp_path: Path) -> None:
     assert re.findall(r"<(?:script|link|img|iframe)|@import|url\((?!#)|(?:src|href)=['\"]?https?:", page) == []
     random.Random(0).shuffle(folders)
     assert sorted(lines(summarise(folders, 2, 5))) == sorted(lines(summary))
+
+
+def test_what_seeds_alone_make_is_told(tmp_path: Path) -> None:
+    scores = {"A": (0.30, 0.32, 0.34), "B": (0.50, 0.54, 0.58), "C": (0.4, 0.4)}
+    folders = [
+        run(tmp_path, f"{name}-{seed}", score, [1.0] * 12) for name, each in scores.items() for seed, score in enumerate(each)
+    ]
+    deviation = ((2 * 0.02**2 + 2 * 0.04**2) / 5) ** 0.5
+    least = 2.570582 * deviation * (2 / 2) ** 0.5  # Student's t, 0.975, 5 degrees of freedom, from a printed table
+    said = f"Two names of 2 seeds each whose mAP differs by less than {least:.3f} may differ by chance alone"
+    assert said in as_markdown(summarise(folders, 1, 8))
 
 
 def test_rates_that_are_lost_are_told(tmp_path: Path) -> None:

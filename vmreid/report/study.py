@@ -5,10 +5,12 @@ from __future__ import annotations
 import html
 import itertools
 import json
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import scipy.stats
 from matplotlib import pyplot as plt
 
 from vmreid.report.convergence import SHARES, epochs_to, loss_spikes, seconds_to_score, seconds_until
@@ -146,8 +148,24 @@ def notes(summary: Summary) -> list[str]:
         "Spikes: steps whose loss is more than 6 median absolute deviations above the median of the 50 before.",
         f"GPU-s: seconds of all steps times ranks; to the goal: until an evaluation in training had mAP "
         f"{summary.goal:.3f}, the lowest mean of a name; empty where a seed had none.",
+        *_seeds_in_words(summary.outcomes),
         *(_rates_in_words(name, scores) for name, scores in summary.rates.items()),
         *([f"{summary.missing} runs of the study are not done yet."] if summary.missing else []),
+    ]
+
+
+def _seeds_in_words(outcomes: dict[str, list[Outcome]]) -> list[str]:
+    """What difference of two names' means is more than their seeds make, by one standard deviation for all names."""
+    groups = [[run.mAP for run in runs] for runs in outcomes.values() if len(runs) > 1]
+    freedom, seeds = sum(len(group) - 1 for group in groups), min((len(group) for group in groups), default=0)
+    if len(groups) < 2:
+        return []
+    deviation = math.sqrt(sum(statistics.variance(group) * (len(group) - 1) for group in groups) / freedom)
+    least = float(scipy.stats.t.ppf(0.975, freedom)) * deviation * math.sqrt(2 / seeds)
+    return [
+        f"Two names of {seeds} seeds each whose mAP differs by less than {least:.3f} may differ by chance alone: 95 % of "
+        f"Student's t with the standard deviation {deviation:.3f} of all names' seeds, {freedom} degrees of freedom. Of many "
+        "pairs, one in twenty exceeds it."
     ]
 
 

@@ -28,7 +28,9 @@ def missing_of(run: Run, out: Path, ranks: int, device: torch.device) -> Missing
     """Raises UserError where the run cannot be, or its folder holds one of other values, named with its key."""
     folder, recipe = RunFolder(out / run.folder), run.resolved()
     if recipe.data.shards is None:
-        raise UserError(f"{run.folder}: no data; name a folder of shards at the top of the study, data: FOLDER")
+        raise UserError(
+            f"{run.folder}: no data; give a folder of shards by --data, or name it at the top of the study, data: FOLDER"
+        )
     plan = make_plan(recipe, find_recipe(run.recipe), folder.path, True, ranks, device)
     if plan.checkpoint is None:
         return Missing.TRAINING
