@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import getpass
+import itertools
 import json
 import os
 import sys
@@ -135,14 +136,17 @@ class MlflowRun:
         """What the store could not be told."""
         if not self._folder.mlflow_later_file.is_file():
             return
-        for line in self._folder.mlflow_later_file.read_text().splitlines():
-            ((kind, content),) = json.loads(line).items()
-            getattr(self, f"_tell_{kind}")(content)
+        lines = [json.loads(line) for line in self._folder.mlflow_later_file.read_text().splitlines()]
+        told = [each for line in lines for each in line.items()]
+        for kind, some in itertools.groupby(told, key=lambda each: each[0]):
+            contents = [content for _, content in some]
+            if kind == "metrics":
+                self._send(contents)
+            else:
+                for content in contents:
+                    getattr(self, f"_tell_{kind}")(content)
         self._folder.mlflow_later_file.unlink()
         self._client.set_terminated(self.run_id, "RUNNING")
-
-    def _tell_metrics(self, step: Step) -> None:
-        self._send([step])
 
     def _tell_status(self, status: str) -> None:
         self._client.set_terminated(self.run_id, status)
