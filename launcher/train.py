@@ -73,14 +73,12 @@ def main(words: Sequence[str]) -> int:
         tracker.log_artifact(plan.folder.log_file)
         _show_layers(tracker, plan)
         tracker.close("KILLED" if asked else "FINISHED")
+        last = plan.folder.latest()
+        goes_on = f"{asked}: stopped at {last}; the same command with --resume auto goes on from there"
+        print(goes_on if asked else f"{last}\nevaluate it: python -m launcher.evaluate --run {plan.folder.path}", flush=True)
+    from_rank_0(None)  # where another leaves with TO_GO_ON, srun ends rank 0, which has more to tell
     stop_process_group()
-    if asked:
-        if place.rank == 0:
-            print(f"{asked}: stopped at {plan.folder.latest()}; the same command with --resume auto goes on from there")
-        return TO_GO_ON
-    if place.rank == 0:
-        print(f"{plan.folder.latest()}\nevaluate it: python -m launcher.evaluate --run {plan.folder.path}")
-    return 0
+    return TO_GO_ON if asked else 0
 
 
 def _prepare(given: argparse.Namespace, world: int) -> tuple[Plan, MlflowRun]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -66,14 +67,21 @@ def test_a_signal_at_the_last_step_is_no_early_end(ranks, tmp_path: Path) -> Non
     assert ranks.run(1, train_and_get, plan, signal.SIGTERM, 0, 3, 1) == [("", 3)]
 
 
-def command_and_get(words: list[str], folder: Path) -> int:
-    """A rank of a pool. ``launcher.train`` whose second step a SIGTERM meets; its status."""
+def command_and_get(words: list[str], folder: Path) -> tuple[int, float]:
+    """A rank of a pool. ``launcher.train`` whose second step a SIGTERM meets; its status, and when it left. On rank 0 MLflow
+    takes a second to be told, and counts as the end."""
     from launcher import train
+    from vmreid.tracking import MlflowRun
 
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     forget_deepspeed_groups()
-    take, steps = module.take_step, []
+    take, steps, close, ends = module.take_step, [], MlflowRun.close, []
+
+    def close_slowly(tracker, status):
+        time.sleep(1)
+        close(tracker, status)
+        ends.append(time.monotonic())
 
     def take_and_get(engine, clipping):
         steps.append(1)
@@ -81,19 +89,22 @@ def command_and_get(words: list[str], folder: Path) -> int:
             os.kill(os.getpid(), signal.SIGTERM)
         return take(engine, clipping)
 
-    module.take_step = take_and_get
+    module.take_step, MlflowRun.close = take_and_get, close_slowly
     try:
-        return train.main(words)
+        status = train.main(words)
+        return status, ends[0] if ends else time.monotonic()
     finally:
-        module.take_step = take
+        module.take_step, MlflowRun.close = take, close
 
 
 def test_the_command_says_how_to_go_on_and_mlflow_shows_it_killed(ranks, tmp_path: Path) -> None:
     write_set(tmp_path / "data")
     words = ["--recipe", "demo", "--data", "data", "--out", "run", *set_words("model.dim=48", "model.depth=2", "model.heads=3")]
-    assert ranks.run(1, command_and_get, [*words, "--epochs", "6"], tmp_path) == [75]
+    (status, told), (other, left) = ranks.run(2, command_and_get, [*words, "--epochs", "6"], tmp_path)
+    assert status == other == 75
+    assert left > told, "srun would end rank 0 with the first to leave"
     assert runs_of(tmp_path)[0].info.status == "KILLED"
-    ranks.run(1, command_on_ranks, "launcher.train", [*words, "--epochs", "6", "--resume", "auto"], tmp_path)
+    ranks.run(2, command_on_ranks, "launcher.train", [*words, "--epochs", "6", "--resume", "auto"], tmp_path)
     (run,) = runs_of(tmp_path)
     assert run.info.status == "FINISHED"
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 6
