@@ -62,6 +62,7 @@ def main(words: Sequence[str]) -> None:
     finally:
         if tracker:
             tracker.close("FINISHED")
+    from_rank_0(None)  # srun gives rank 0 a minute after the first has left, and it may have more to draw and to tell
     stop_process_group()
 
 
