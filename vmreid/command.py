@@ -12,6 +12,7 @@ import errno
 import math
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -103,7 +104,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     try:
         status = main(words) or 0
     except KeyboardInterrupt:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would interrupt the telling of the first
         _tell_once("interrupted", debug, first=True)
+        signal.signal(signal.SIGINT, before)
         _leave(130)
     except UserError as error:
         _tell_once(f"error: {' '.join(str(error).split())}", debug, first=not isinstance(error, UsageError))
