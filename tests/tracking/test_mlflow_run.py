@@ -18,6 +18,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from tiny import SMALL, command_on_ranks, forget_deepspeed_groups, runs_of, set_words, write_set
 
 from vmreid.distributed import rank
 from vmreid.errors import UserError
@@ -107,6 +108,34 @@ def test_a_server_that_is_away_from_the_start_is_told_in_the_end_or_when_the_run
         history = client.get_metric_history(found.info.run_id, "loss")
         assert [(metric.step, metric.value) for metric in history] == [(step, float(step)) for step in sorted({*before, 2, 3})]
         assert not folder.mlflow_later_file.exists()
+
+
+def train_without_server(words: list[str], folder: Path) -> int:
+    """On a rank of the pool: ``launcher.train`` whose tracking server is away; its status."""
+    from launcher import train
+
+    os.chdir(folder)
+    os.environ |= {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    try:
+        forget_deepspeed_groups()
+        return train.main(words)
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]
+
+
+def test_training_goes_on_without_its_server_and_an_evaluation_tells_another(ranks, tmp_path):
+    write_set(tmp_path / "data")
+    words = ["--recipe", "demo", "--data", "data", "--out", "run", "--epochs", "3", *set_words(*SMALL["VIT-S"])]
+    assert ranks.run(1, train_without_server, words, tmp_path) == [0]
+    assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 3
+    assert not (tmp_path / "run/mlflow.json").exists()
+    ranks.run(1, command_on_ranks, "launcher.evaluate", ["--run", "run"], tmp_path)
+    (run,) = runs_of(tmp_path)
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'runs/mlflow.db'}")
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3]
+    assert run.data.params["model.backbone"] == "VIT-S"
+    assert "mAP" in run.data.metrics
+    assert not (tmp_path / "run/mlflow_later.jsonl").exists()
 
 
 @pytest.mark.parametrize("uri", ["htp://somewhere", "sqlite:////nowhere/at/all.db"])
