@@ -62,7 +62,6 @@ def main(words: Sequence[str]) -> None:
     finally:
         if tracker:
             tracker.close("FINISHED")
-    from_rank_0(None)  # srun gives rank 0 a minute after the first has left, and it may have more to draw and to tell
     stop_process_group()
 
 
@@ -135,7 +134,7 @@ def _keep(job: Job, found: Evaluation, tracker: MlflowRun) -> None:
     table = aligned(*_table(plan.recipe.model.backbone, metrics))
     print(table, _uncertainty(metrics), out.metrics_file, sep="\n", flush=True)
     by_name = {f"{job.prefix}{name}": value for name, value in named(metrics).items()}
-    tracker.log_results(int(plan.checkpoint.name.removeprefix("step-")), by_name)
+    tracker.log(int(plan.checkpoint.name.removeprefix("step-")), by_name)
     for path in (out.metrics_file, *([out.queries_file] if found.queries else [])):
         tracker.log_artifact(path, job.below)
     if not job.below:

@@ -76,7 +76,6 @@ def main(words: Sequence[str]) -> int:
         last = plan.folder.latest()
         goes_on = f"{asked}: stopped at {last}; the same command with --resume auto goes on from there"
         print(goes_on if asked else f"{last}\nevaluate it: python -m launcher.evaluate --run {plan.folder.path}", flush=True)
-    from_rank_0(None)  # where another leaves with TO_GO_ON, srun ends rank 0, which has more to tell
     stop_process_group()
     return TO_GO_ON if asked else 0
 

@@ -56,8 +56,8 @@ LATER = (
     ("signal: workers die of it before their rank has saved", "vmreid/data/streams.py",
           "        worker_init_fn=_outlive_a_signal,\n", "",
           "tests/launcher/test_deepspeed_launcher.py::test_sigterm_to_workers_too_saves_and_goes_on"),
-    ("signal: the others leave while rank 0 has more to tell", "launcher/train.py",
-          "    from_rank_0(None)  # where", "    # where", "tests/distributed/test_stop.py"),
+    ("signal: the others leave while rank 0 has more to tell", "vmreid/distributed.py",
+          "        from_rank_0(None)\n", "", "tests/distributed/test_stop.py"),
     ("study: spikes are held against the steps to come", "vmreid/report/convergence.py",
           "before = losses[step - WINDOW : step]", "before = losses[step : step + WINDOW]", "tests/report/test_convergence.py"),
 )

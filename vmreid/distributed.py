@@ -86,8 +86,10 @@ def _ranks_on_this_node(place: Place) -> int:
 
 
 def stop_process_group() -> None:
-    """All ranks. Leave the default group if there is one."""
+    """All ranks. Leave the default group if there is one, rank 0 first: it may have more to write and to tell, and srun ends it
+    a minute after another has left, or at once where that left with a status."""
     if dist.is_initialized():
+        from_rank_0(None)
         dist.destroy_process_group()
 
 

@@ -17,15 +17,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from vmreid.benchmarks.loops import CLASSES, Setup, random_batch
+from vmreid.benchmarks.loops import Setup, deepspeed_loop
 from vmreid.distributed import place_from_environment, start_process_group
-from vmreid.engine.deepspeed_config import read_deepspeed_config, with_derived_keys
-from vmreid.engine.start import make_engine, take_step
-from vmreid.engine.training_module import TrainingModule
+from vmreid.engine.deepspeed_config import read_deepspeed_config
 from vmreid.kernels import choose_backend
-from vmreid.models import ReIDModel, build_backbone
 from vmreid.models.registry import scans_maps
-from vmreid.optim import build_optimizer
 from vmreid.recipes import find_recipe, load_recipe
 from vmreid.timing import device_name
 from vmreid.versions import versions
@@ -70,35 +66,26 @@ def measure(backbone: str, stage: int, local: int, world: int, device: torch.dev
     scan, _ = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))
     torch.manual_seed(0)
     torch.cuda.reset_peak_memory_stats(device)
-    model = ReIDModel(build_backbone(recipe.model, recipe.data.image_size, scan), CLASSES, recipe.data.mean, recipe.data.std)
-    module = TrainingModule(model.to(device), recipe.loss, False)
-    config = with_derived_keys(deepspeed, local * world, world, True)
-    engine = make_engine(module, build_optimizer(module, recipe.optim), config)
-    batch = random_batch(Setup(recipe, deepspeed, scan, device))
-
-    def step() -> None:
-        engine.backward(engine(batch).loss)
-        take_step(engine, config["gradient_clipping"])
-
+    loop = deepspeed_loop(Setup(recipe, deepspeed, scan, device))
     for _ in range(WARM):
-        step()
+        loop.step()
     took = []
     for _ in range(STEPS):
         torch.cuda.synchronize()
         dist.barrier()
         begin = time.perf_counter()
-        step()
+        loop.step()
         torch.cuda.synchronize()
         took.append(time.perf_counter() - begin)
     peak = torch.cuda.max_memory_allocated(device)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         begin = time.perf_counter()
         for _ in range(PROFILED):
-            step()
+            loop.step()
         torch.cuda.synchronize()
         profiled = time.perf_counter() - begin
     nccl = sum(event.device_time_total for event in profile.key_averages() if "nccl" in event.key.lower()) / 1e6
-    engine.destroy()
+    loop.close()
     milliseconds = 1e3 * statistics.median(took)
     return {
         "ms": milliseconds,

@@ -21,6 +21,8 @@ from typing import Any
 
 from vit_vs_mamba_runs import RUNS, Run
 
+from vmreid.report.convergence import loss_spikes
+from vmreid.report.rows import gradient_tail
 from vmreid.run_folder import RunFolder
 from vmreid.versions import versions
 
@@ -88,26 +90,19 @@ def result(run: Run, out: Path) -> dict[str, Any] | None:
     if not folder.evaluations() or folder.evaluations()[-1]["epochs"] != run.epochs or (run.probed and not probes.is_file()):
         return None
     steps, looks = folder.log(), folder.monitors()
-    norms = sorted(entry["grad_norm"] for entry in steps)
     losses = [entry["loss"] for entry in steps]
     return {
         **row,
         "evaluations": folder.evaluations(),
         "steps": len(steps),
         "losses": [statistics.fmean(losses[at : at + 25]) for at in range(0, len(losses), 25)],
-        "spikes": _spikes(losses),
-        "gradient_p99_over_median": norms[int(0.99 * len(norms))] / statistics.median(norms),
+        "spikes": loss_spikes(losses),
+        "gradient_p99_over_median": gradient_tail(steps),
         "peak_bytes": max(entry["peak_bytes"] for entry in steps),
         "warnings": [{"step": look["step"], "words": look["warnings"]} for look in looks if look["warnings"]],
         "looks": [looks[0], looks[-1]],
         **({"probes": json.loads(probes.read_text())} if probes.is_file() else {}),
     }
-
-
-def _spikes(losses: list[float]) -> int:
-    from vmreid.report.convergence import loss_spikes
-
-    return loss_spikes(losses)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,18 @@ interval of Student's t with one standard deviation for all runs of a set, poole
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import scipy.stats
 from matplotlib import pyplot as plt
 from vit_vs_mamba_runs import FIVE, REMEDIES, THREE
 
 from vmreid.report.convergence import epochs_to
+from vmreid.report.seeds import half_interval, pooled_deviation
+from vmreid.report.study import LOST
 from vmreid.text_table import markdown
 
 SETS = {
@@ -28,7 +28,6 @@ SETS = {
     "real": "real, 128×128",
 }
 ALL_RATES = ("1e-4", "3e-4", "1e-3", "3e-3", "1e-2")
-LOST = 0.5  # a rate is lost where a run ends below this share of the backbone's best
 Rows = list[dict[str, Any]]
 
 
@@ -58,15 +57,17 @@ class Runs:
         """Mean of ``one`` less that of ``other``, and half the width of its 95 % interval."""
         kind = one.partition(" ")[0]
         deviation, freedom = self.spread[kind]
-        share = sum(1 / len(self.scores(name)) for name in (one, other))
-        return self.value(one) - self.value(other), float(scipy.stats.t.ppf(0.975, freedom)) * deviation * math.sqrt(share)
+        return self.value(one) - self.value(other), half_interval(
+            deviation, freedom, len(self.scores(one)), len(self.scores(other))
+        )
 
     def _pooled(self, kind: str) -> tuple[float, int]:
-        groups = [list(self.scores(name).values()) for name in self.by_name if name.startswith(kind)]
-        freedom = sum(len(group) - 1 for group in groups)
-        return math.sqrt(
-            sum(statistics.variance(group) * (len(group) - 1) for group in groups if len(group) > 1) / freedom
-        ), freedom
+        return pooled_deviation([list(self.scores(name).values()) for name in self.by_name if name.startswith(kind)])
+
+
+def names_by_rate(backbone: str) -> list[str]:
+    """In the order of ``ALL_RATES``."""
+    return [f"real {backbone}" + ("" if rate == "3e-4" else f" rate {rate}") for rate in ALL_RATES]
 
 
 def score(evaluation: dict[str, Any]) -> float:
@@ -121,7 +122,7 @@ def course(rows: Rows) -> tuple[str, ...]:
 def rates(runs: Runs) -> str:
     lines = []
     for backbone in THREE:
-        names = [f"real {backbone}" + ("" if rate == "3e-4" else f" rate {rate}") for rate in ALL_RATES]
+        names = names_by_rate(backbone)
         best = max(runs.value(name) for name in names)
         lost = sum(runs.value(name) < LOST * best for name in names)
         lines.append((backbone, *(runs.mean(name) for name in names), f"{lost} of {len(names)}"))
@@ -247,7 +248,7 @@ def draw(runs: Runs, folder: Path) -> None:
     right.set(xlabel="share of the training", ylabel="mAP", title="256×128: rendered (lines), real (dashes)")
     left, right = axes[1]
     for backbone in THREE:
-        names = [f"real {backbone}" + ("" if rate == "3e-4" else f" rate {rate}") for rate in ALL_RATES]
+        names = names_by_rate(backbone)
         left.plot(
             [float(rate) for rate in ALL_RATES],
             [runs.value(name) for name in names],

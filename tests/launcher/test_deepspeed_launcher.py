@@ -51,6 +51,22 @@ def words_for(folder: Path, *more: str) -> list[str]:
     return [*words, *more]
 
 
+def wait_for_steps(folder: Path, steps: int) -> Path:
+    """Until the run's log has more than so many; the log."""
+    log, deadline = folder / "runs/run/log.jsonl", time.time() + 90
+    while not (log.is_file() and log.read_text().count("\n") > steps):
+        assert time.time() < deadline, "no steps within 90 s"
+        time.sleep(0.05)
+    return log
+
+
+def assert_a_resumed_run_equals_the_undisturbed(ranks, folder: Path, words: list[str]) -> None:
+    ranks.run(2, command_on_ranks, "launcher.train", [*words, "--resume", "auto"], folder)
+    undisturbed = ["runs/undisturbed" if word == "runs/run" else word for word in words]
+    ranks.run(2, command_on_ranks, "launcher.train", undisturbed, folder)
+    assert read_json_lines(folder / "runs/run/log.jsonl") == read_json_lines(folder / "runs/undisturbed/log.jsonl")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_set(tmp_path / "data")
@@ -83,11 +99,7 @@ def test_a_rank_that_raises_ends_the_job_with_its_cause(folder):
 def test_a_killed_rank_ends_the_job_and_a_resumed_one_equals_the_undisturbed(folder, ranks):
     words = words_for(folder, "--epochs", "30", "--deepspeed_config", "zero1_fp32")
     process = start(folder, "launcher.train", *words)
-    log = folder / "runs/run/log.jsonl"
-    deadline = time.time() + 90
-    while not (log.is_file() and log.read_text().count("\n") > 3):
-        assert time.time() < deadline, "no steps within 90 s"
-        time.sleep(0.05)
+    log = wait_for_steps(folder, 3)
     ranks_running = [
         child for child in psutil.Process(process.pid).children(recursive=True) if "--local_rank=1" in child.cmdline()
     ]
@@ -97,10 +109,7 @@ def test_a_killed_rank_ends_the_job_and_a_resumed_one_equals_the_undisturbed(fol
     assert process.returncode != 0
     assert time.time() - killed < SECONDS_TO_END
     assert len(log.read_text().splitlines()) < 30
-    ranks.run(2, command_on_ranks, "launcher.train", [*words, "--resume", "auto"], folder)
-    undisturbed = ["runs/undisturbed" if word == "runs/run" else word for word in words]
-    ranks.run(2, command_on_ranks, "launcher.train", undisturbed, folder)
-    assert read_json_lines(log) == read_json_lines(folder / "runs/undisturbed/log.jsonl")
+    assert_a_resumed_run_equals_the_undisturbed(ranks, folder, words)
     assert json.loads((folder / "runs/run/mlflow.json").read_text())["run_id"]
 
 
@@ -109,10 +118,7 @@ def test_ctrl_c_twice_ends_all_and_a_resumed_run_equals_the_undisturbed(folder, 
     """As a terminal gives it: to the launcher and all ranks, which have its process group, and again in the midst of the end."""
     words = words_for(folder, "--epochs", "30", "--deepspeed_config", "zero1_fp32", "--set", "train.checkpoint_epochs=2")
     process = start(folder, "launcher.train", *words)
-    log, deadline = folder / "runs/run/log.jsonl", time.time() + 90
-    while not (log.is_file() and log.read_text().count("\n") > 5):
-        assert time.time() < deadline, "no steps within 90 s"
-        time.sleep(0.05)
+    wait_for_steps(folder, 5)
     everybody = psutil.Process(process.pid).children(recursive=True)
     began = time.time()
     for _ in range(2):
@@ -123,10 +129,7 @@ def test_ctrl_c_twice_ends_all_and_a_resumed_run_equals_the_undisturbed(folder, 
     assert process.returncode != 0
     assert printed.count("interrupted") <= 1, "one rank tells it, if the launcher lets it"
     assert not [each for each in everybody if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
-    ranks.run(2, command_on_ranks, "launcher.train", [*words, "--resume", "auto"], folder)
-    undisturbed = ["runs/undisturbed" if word == "runs/run" else word for word in words]
-    ranks.run(2, command_on_ranks, "launcher.train", undisturbed, folder)
-    assert read_json_lines(log) == read_json_lines(folder / "runs/undisturbed/log.jsonl")
+    assert_a_resumed_run_equals_the_undisturbed(ranks, folder, words)
 
 
 @pytest.mark.slow
@@ -139,10 +142,7 @@ def test_sigterm_to_workers_too_saves_and_goes_on(folder):
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
         )
-    log, deadline = folder / "runs/run/log.jsonl", time.time() + 90
-    while not (log.is_file() and log.read_text().count("\n") > 3):
-        assert time.time() < deadline, "no steps within 90 s"
-        time.sleep(0.05)
+    log = wait_for_steps(folder, 3)
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) >= 2
     os.killpg(process.pid, signal.SIGTERM)

@@ -47,9 +47,9 @@ def submit(here: Cluster, folder: Path, data: Path, *more: str, flags: Sequence[
     )
 
 
-def wait_for_steps(folder: Path, steps: int, seconds: float = 120) -> None:
+def wait_for_steps(folder: Path, steps: int, seconds: float = 120, run: str = "run") -> None:
     """Until a run has taken so many."""
-    log, end = folder / "run/log.jsonl", time.monotonic() + seconds
+    log, end = folder / run / "log.jsonl", time.monotonic() + seconds
     while not log.is_file() or len(log.read_text().splitlines()) < steps:
         assert time.monotonic() < end, (folder / "job.out").read_text() if (folder / "job.out").is_file() else "no output"
         time.sleep(0.05)
@@ -131,17 +131,11 @@ def test_a_study_goes_back_into_the_queue_and_on(two_nodes: Cluster, tmp_path: P
     words = ["slurm/study.sbatch", str(tmp_path / "study.yaml"), "--out", str(out)]
     job = two_nodes.submit(ROOT, "--nodes=1", "--nodelist=node1", f"--output={tmp_path}/job.out", export, *words)
 
-    def wait_for(run: str) -> None:
-        log, end = out / run / "log.jsonl", time.monotonic() + 120
-        while not log.is_file() or len(log.read_text().splitlines()) < 45:
-            assert time.monotonic() < end, (tmp_path / "job.out").read_text()
-            time.sleep(0.05)
-
-    wait_for("VIT-S-0")
+    wait_for_steps(tmp_path, 45, run="study/VIT-S-0")
     two_nodes.power_off("node1")
     two_nodes.wait_for_job(job, "PENDING", 60, restarts=1)
     two_nodes.boot("node1")
-    wait_for("VIT-S-1")
+    wait_for_steps(tmp_path, 45, run="study/VIT-S-1")
     two_nodes.run("scancel", "--batch", "--signal=USR1", job)
     two_nodes.wait_for_job(job, "COMPLETED", 240, restarts=2)
     printed = (tmp_path / "job.out").read_text()

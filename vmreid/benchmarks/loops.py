@@ -13,6 +13,7 @@ from torch import nn
 
 from vmreid.benchmarks.vmamba_checkout import NETWORKS
 from vmreid.data.streams import Batch
+from vmreid.distributed import world_size
 from vmreid.engine.deepspeed_config import precision_name, with_derived_keys
 from vmreid.engine.start import make_engine, take_step
 from vmreid.engine.training_module import TrainingModule
@@ -30,7 +31,8 @@ Launch = Literal["eager", "compiled", "graph"]  # compiled: as train.compile doe
 
 @dataclass(frozen=True)
 class Setup:
-    """What a loop trains, and on what. ``deepspeed`` is the JSON as in ``ds_configs``; ``vmamba`` builds its network."""
+    """What a loop trains, and on what. The recipe's batch is this rank's; ``deepspeed`` is the JSON as in ``ds_configs``;
+    ``vmamba`` builds its network."""
 
     recipe: Recipe
     deepspeed: dict[str, Any]
@@ -39,8 +41,9 @@ class Setup:
     vmamba: Callable[[], nn.Module] | None = None
 
     def derived_config(self) -> dict[str, Any]:
-        """The config that DeepSpeed gets from this one process; the bare loop clips by it too."""
-        return with_derived_keys(self.deepspeed, self.recipe.train.batch_size, 1, computes_bf16(self.device))
+        """The config that DeepSpeed gets from each rank; the bare loop clips by it too."""
+        world = world_size()
+        return with_derived_keys(self.deepspeed, self.recipe.train.batch_size * world, world, computes_bf16(self.device))
 
     def autocast(self) -> bool:
         """Whether the config's autocast is on here; the bare loops do as it says."""

@@ -29,8 +29,6 @@ class StepLogger(Protocol):
 
     def log(self, step: int, values: dict[str, float]) -> None: ...
 
-    def log_results(self, step: int, values: dict[str, float]) -> None: ...
-
 
 @dataclass(frozen=True)
 class StepTaken:
@@ -86,7 +84,7 @@ class StepLog:
         warnings = layer_warnings(layers)
         self._looks.write(json.dumps({"step": step, "layers": layers, "warnings": list(warnings.values())}) + "\n")
         if self._logger:
-            self._logger.log_results(step, by_layer(layers))
+            self._logger.log(step, by_layer(layers))
         for key in warnings.keys() - self._warned:
             print(f"step {step}: {warnings[key]}", flush=True)
         self._warned |= warnings.keys()
@@ -95,7 +93,7 @@ class StepLog:
         """Keep what the checkpoint of a step scored."""
         keep_judgement(self._folder, step, epochs, scores)
         if self._logger:
-            self._logger.log_results(step, scores)
+            self._logger.log(step, scores)
         print(f"after {epochs} epochs: mAP {scores['mAP']:.3f}, Rank-1 {scores['rank1']:.3f}", flush=True)
 
     def sync(self) -> None:

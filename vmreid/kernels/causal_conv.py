@@ -8,17 +8,13 @@ import importlib
 import torch
 import torch.nn.functional as F
 
+from vmreid.kernels.optional import imports
+
 
 @functools.cache
 def probe() -> tuple[bool, str]:
     """Whether causal_conv1d runs in this process, and why (not): asked once, by importing its CUDA extension."""
-    if not torch.cuda.is_available():
-        return False, "causal_conv1d needs CUDA, and torch sees none"
-    try:
-        importlib.import_module("causal_conv1d")
-    except Exception as error:  # as with mamba_ssm, a build for another torch fails in many ways
-        return False, f"causal_conv1d does not import ({type(error).__name__}: {' '.join(str(error).split())})"
-    return True, "causal_conv1d imports"
+    return imports("causal_conv1d", lambda: importlib.import_module("causal_conv1d"))
 
 
 def causal_conv_silu(x_BDL: torch.Tensor, weight_D1W: torch.Tensor, bias_D: torch.Tensor, backend: str) -> torch.Tensor:

@@ -16,17 +16,13 @@ from collections.abc import Callable
 
 import torch
 
+from vmreid.kernels.optional import imports
+
 
 @functools.cache
 def probe() -> tuple[bool, str]:
     """Whether mamba_ssm's scan runs in this process, and why (not): asked once, by importing its CUDA extension."""
-    if not torch.cuda.is_available():
-        return False, "mamba_ssm needs CUDA, and torch sees none"
-    try:
-        _import_scan()
-    except Exception as error:  # a build for another torch or CUDA fails in many ways; all of them mean "not here"
-        return False, f"mamba_ssm does not import ({type(error).__name__}: {' '.join(str(error).split())})"
-    return True, "mamba_ssm imports"
+    return imports("mamba_ssm", _import_scan)
 
 
 def selective_scan_mamba_ssm(

@@ -5,17 +5,16 @@ from __future__ import annotations
 import html
 import itertools
 import json
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-import scipy.stats
 from matplotlib import pyplot as plt
 
 from vmreid.report.convergence import SHARES, epochs_to, loss_spikes, seconds_to_score, seconds_until
 from vmreid.report.render import COLOURS, as_svg, html_page, html_table, plain
 from vmreid.report.rows import gradient_tail, images_per_s
+from vmreid.report.seeds import half_interval, pooled_deviation
 from vmreid.run_folder import RunFolder
 from vmreid.text_table import markdown
 
@@ -157,11 +156,10 @@ def notes(summary: Summary) -> list[str]:
 def _seeds_in_words(outcomes: dict[str, list[Outcome]]) -> list[str]:
     """What difference of two names' means is more than their seeds make, by one standard deviation for all names."""
     groups = [[run.mAP for run in runs] for runs in outcomes.values() if len(runs) > 1]
-    freedom, seeds = sum(len(group) - 1 for group in groups), min((len(group) for group in groups), default=0)
     if len(groups) < 2:
         return []
-    deviation = math.sqrt(sum(statistics.variance(group) * (len(group) - 1) for group in groups) / freedom)
-    least = float(scipy.stats.t.ppf(0.975, freedom)) * deviation * math.sqrt(2 / seeds)
+    seeds, (deviation, freedom) = min(map(len, groups)), pooled_deviation(groups)
+    least = half_interval(deviation, freedom, seeds, seeds)
     return [
         f"Two names of {seeds} seeds each whose mAP differs by less than {least:.3f} may differ by chance alone: 95 % of "
         f"Student's t with the standard deviation {deviation:.3f} of all names' seeds, {freedom} degrees of freedom. Of many "

@@ -61,11 +61,7 @@ class MlflowRun:
             self._keep("tags", {"vmreid.opened": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Metrics of a training step. Steps that the run already has (before a resume) are not logged twice."""
-        self._sender.put(step, values)
-
-    def log_results(self, step: int, values: dict[str, float]) -> None:
-        """Metrics of an evaluation at ``step``."""
+        """Metrics at a step. A training step, which has a loss, is not logged twice where the run has it (before a resume)."""
         self._sender.put(step, values)
 
     def log_parameters(self, values: dict[str, Any]) -> None:
