@@ -1,8 +1,8 @@
 """The runs behind vit-vs-mamba.md: ``python docs/results/vit_vs_mamba.py DATA OUT GPUS JOBS SECONDS``.
 
 DATA holds the sets ``khoa`` and ``synthetic``. Trains every run of ``vit_vs_mamba_runs.py``, first seeds first, JOBS at a time on
-each of GPUS, for at most so many seconds; what is there already is left alone. Then probes the trained backbones, and keeps
-in OUT/vit_vs_mamba.json what the runs have scored and seen.
+each of GPUS, for at most so many seconds; what is there already is left alone, and what OUT/vit_vs_mamba.json has a row of.
+Then probes the trained backbones, and keeps in that file what the runs have scored and seen.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vit_vs_mamba_runs import RUNS, Run
 
+from vmreid.evaluation.query_scores import QueryScores
+from vmreid.evaluation.uncertainty import paired
 from vmreid.report.convergence import loss_spikes
 from vmreid.report.rows import gradient_tail
 from vmreid.run_folder import RunFolder
@@ -28,6 +31,9 @@ from vmreid.versions import versions
 
 HERE = Path(__file__).parent
 SECONDS_TO_SAVE = 25.0
+ROWS = "vit_vs_mamba.json"
+LAYERS = ("delta_median", "delta_A_high", "decay", "memory_tokens", "gradient_norm")
+SCORES = ("step", "epochs", "mAP", "mINP", "rank1", "mean")
 
 
 def main() -> None:
@@ -36,7 +42,9 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     noclip = {"zero_optimization": {"stage": 0}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}, "gradient_clipping": 0}
     (out / "noclip.json").write_text(json.dumps(noclip))
-    waiting = [run for run in RUNS if result(run, out) is None]
+    before = json.loads((out / ROWS).read_text())["rows"] if (out / ROWS).is_file() else []
+    kept = {(row["run"], row["seed"]): row for row in before}
+    waiting = [run for run in RUNS if (run.name, run.seed) not in kept and result(run, out) is None]
     running: list[tuple[Run, str, subprocess.Popen[bytes]]] = []
     end = time.monotonic() + seconds
     while (waiting or running) and time.monotonic() < end:
@@ -49,10 +57,11 @@ def main() -> None:
         else:
             time.sleep(0.2)
     stop([process for _, _, process in running])
-    rows = [row for run in RUNS if (row := result(run, out))]
+    rows = [row for run in RUNS if (row := kept.get((run.name, run.seed)) or result(run, out))]
     setting = {"versions": versions(), "runs": {run.name: run.words() for run in RUNS}}
-    (out / "vit_vs_mamba.json").write_text(json.dumps({"setting": setting, "rows": rows}) + "\n")
-    missing = [run.folder for run in RUNS if result(run, out) is None]
+    (out / ROWS).write_text(json.dumps({"setting": setting, "rows": rows, "over_queries": over_queries(out)}) + "\n")
+    there = {(row["run"], row["seed"]) for row in rows}
+    missing = [run.folder for run in RUNS if (run.name, run.seed) not in there]
     print(len(rows), "runs came to their end,", len(missing), "did not:", *missing)
 
 
@@ -73,6 +82,7 @@ def start(run: Run, data: Path, out: Path, gpu: str) -> subprocess.Popen[bytes]:
     command = f"trap : USR1; {shlex.join([sys.executable, '-m', *words])}"
     if run.probed:
         command += f" && {shlex.join([sys.executable, str(HERE / 'probes.py'), str(out / run.folder)])}"
+        command += f" && {shlex.join([sys.executable, '-m', 'launcher.evaluate', '--run', str(out / run.folder)])}"
     log = out / f"{run.folder}.log"
     return subprocess.Popen(
         ["bash", "-c", command], stdout=log.open("w"), stderr=subprocess.STDOUT, cwd=out, start_new_session=True,
@@ -93,16 +103,35 @@ def result(run: Run, out: Path) -> dict[str, Any] | None:
     losses = [entry["loss"] for entry in steps]
     return {
         **row,
-        "evaluations": folder.evaluations(),
+        "evaluations": [{key: e[key] for key in e if key.partition("/")[0] in SCORES} for e in folder.evaluations()],
         "steps": len(steps),
-        "losses": [statistics.fmean(losses[at : at + 25]) for at in range(0, len(losses), 25)],
+        "losses": [round(statistics.fmean(losses[at : at + 25]), 3) for at in range(0, len(losses), 25)],
         "spikes": loss_spikes(losses),
         "gradient_p99_over_median": gradient_tail(steps),
         "peak_bytes": max(entry["peak_bytes"] for entry in steps),
-        "warnings": [{"step": look["step"], "words": look["warnings"]} for look in looks if look["warnings"]],
-        "looks": [looks[0], looks[-1]],
+        "warnings": _warnings(looks),
+        "looks": [{"step": look["step"], "layers": {key: look["layers"][key] for key in LAYERS if key in look["layers"]}}
+                  for look in (looks[0], looks[-1])],
         **({"probes": json.loads(probes.read_text())} if probes.is_file() else {}),
-    }
+    }  # fmt: skip
+
+
+def _warnings(looks: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many looks had any, and the first and the last."""
+    found = [{"step": look["step"], "words": look["warnings"]} for look in looks if look["warnings"]]
+    return {"looks": len(found), **({"first": found[0], "last": found[-1]} if found else {})}
+
+
+def over_queries(out: Path) -> list[dict[str, Any]]:
+    """Of runs whose queries' scores are there: intervals of the mAP, and of how far it is above VIT-S's of the same seed."""
+    found = []
+    for run in RUNS:
+        own, other = (RunFolder(out / folder).queries_file for folder in (run.folder, run.folder.replace(run.backbone, "VIT-S")))
+        if own.is_file() and other.is_file():
+            scores, base = QueryScores.from_npz(own.read_bytes()), QueryScores.from_npz(other.read_bytes())
+            less = None if own == other else asdict(paired(scores.pid, scores.ap, base.ap))
+            found.append({"run": run.name, "seed": run.seed, "mAP": scores.intervals()["mAP"], "less VIT-S": less})
+    return found
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}  # 
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-@pytest.mark.parametrize("length", [1, 3, 129, 197, 513])
+@pytest.mark.parametrize("length", [1, 3, 129, 197, 512, 513, 1024, 1025])
 def test_outputs_and_gradients_equal_float64(length: int, dtype: torch.dtype) -> None:
     available, why = causal_conv.probe()
     if not available:

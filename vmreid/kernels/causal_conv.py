@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from vmreid.kernels.optional import imports
 
+CHUNK_BYTES = 2048  # of a channel, that causal_conv1d's kernel takes at once: 128 threads of 16 bytes
+
 
 @functools.cache
 def probe() -> tuple[bool, str]:
@@ -21,9 +23,11 @@ def causal_conv_silu(x_BDL: torch.Tensor, weight_D1W: torch.Tensor, bias_D: torc
     """SiLU of each channel's own filter over a token and the W - 1 before it, zeros before the first: x's shape.
 
     ``backend``: the scan's, as ``choose_backend`` returned it. Beside mamba_ssm, which comes from the same hands and needs
-    the same machine, causal_conv1d runs where it is installed; else torch's convolution, which is the reference.
+    the same machine, causal_conv1d runs where it is installed; else torch's convolution, which is the reference. Sequences that
+    take causal_conv1d more than one chunk (512 tokens in fp32, 1024 in 16 bits) go to torch too: version 1.7.0 was seen to
+    return a wrong gradient of ``x`` for 513 tokens on an H100, 28 % of its largest value, in one run and not in another.
     """
-    if backend == "mamba_ssm" and probe()[0]:
+    if backend == "mamba_ssm" and x_BDL.shape[2] * x_BDL.element_size() <= CHUNK_BYTES and probe()[0]:
         kernel = importlib.import_module("causal_conv1d").causal_conv1d_fn
         y_BDL: torch.Tensor = kernel(x_BDL, weight_D1W.squeeze(1), bias_D, activation="silu")
         return y_BDL
