@@ -123,9 +123,11 @@ def test_beside_mamba_ssm_causal_conv1d_convolves_where_it_is_installed(site: Pa
     assert torch.equal(causal_conv_silu(x, weight, bias, "mamba_ssm"), x + 1)
     assert torch.equal(causal_conv_silu(x, weight, bias, "torch"), found)
     for dtype, longest in ((torch.float32, 512), (torch.bfloat16, 1024)):
-        x, own = torch.randn(2, len(bias), longest + 1, dtype=dtype), (weight.to(dtype), bias.to(dtype))
-        assert torch.equal(causal_conv_silu(x[..., 1:], *own, "mamba_ssm"), x[..., 1:] + 1), "one chunk"
-        assert torch.equal(causal_conv_silu(x, *own, "mamba_ssm"), causal_conv_silu(x, *own, "torch")), "more than one"
+        x = torch.randn(2, len(bias), longest + 1, dtype=dtype)
+        assert torch.equal(causal_conv_silu(x[..., 1:], weight, bias, "mamba_ssm"), x[..., 1:] + 1), "one chunk"
+        found = causal_conv_silu(x, weight, bias, "mamba_ssm")
+        assert found.dtype == dtype
+        assert torch.equal(found, causal_conv_silu(x, weight, bias, "torch")), "more than one"
 
 
 def test_fused_is_for_maps_on_cuda_and_says_so_elsewhere() -> None:

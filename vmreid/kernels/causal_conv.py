@@ -24,12 +24,13 @@ def causal_conv_silu(x_BDL: torch.Tensor, weight_D1W: torch.Tensor, bias_D: torc
 
     ``backend``: the scan's, as ``choose_backend`` returned it. Beside mamba_ssm, which comes from the same hands and needs
     the same machine, causal_conv1d runs where it is installed; else torch's convolution, which is the reference. Sequences that
-    take causal_conv1d more than one chunk (512 tokens in fp32, 1024 in 16 bits) go to torch too: version 1.7.0 was seen to
-    return a wrong gradient of ``x`` for 513 tokens on an H100, 28 % of its largest value, in one run and not in another.
+    take causal_conv1d more than one chunk (512 tokens in fp32, 1024 in 16 bits) go to torch too: the gradient of ``x`` by
+    version 1.7.0 is wrong where few tokens are left for the last chunk (training_step.md).
     """
     if backend == "mamba_ssm" and x_BDL.shape[2] * x_BDL.element_size() <= CHUNK_BYTES and probe()[0]:
         kernel = importlib.import_module("causal_conv1d").causal_conv1d_fn
         y_BDL: torch.Tensor = kernel(x_BDL, weight_D1W.squeeze(1), bias_D, activation="silu")
         return y_BDL
     before = weight_D1W.shape[2] - 1
+    weight_D1W, bias_D = weight_D1W.to(x_BDL.dtype), bias_D.to(x_BDL.dtype)
     return F.silu(F.conv1d(F.pad(x_BDL, (before, 0)), weight_D1W, bias_D, groups=len(weight_D1W)))
