@@ -1,4 +1,4 @@
-"""Where causal_conv1d's gradient of its input is wrong, by the length of the sequences: ``python docs/results/convolution_lengths.py``.
+"""At which lengths causal_conv1d's gradient of its input is wrong: ``python docs/results/convolution_lengths.py``.
 
 Needs CUDA and causal_conv1d. Random sequences against torch's convolution in float64.
 """
