@@ -1,4 +1,6 @@
-"""One training step on several GPUs of one host: ``deepspeed --num_gpus N docs/results/scaling.py OUT.json SECONDS``.
+"""One training step on several GPUs of one host.
+
+``deepspeed --num_gpus N docs/results/scaling.py OUT.json SECONDS LAUNCH``, which is eager or compiled.
 
 Weak (64 and 256 pictures a GPU) and strong (512 in all) batches of random pictures through the engine as training steps it, for
 each backbone and ZeRO stage, as many as fit into the time. Rank 0 writes OUT.json with what there is.
@@ -12,13 +14,13 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 
-from vmreid.benchmarks.loops import Setup, deepspeed_loop
-from vmreid.distributed import place_from_environment, start_process_group
+from vmreid.benchmarks.loops import Launch, Setup, deepspeed_loop
+from vmreid.distributed import Place, place_from_environment, start_process_group
 from vmreid.engine.deepspeed_config import read_deepspeed_config
 from vmreid.kernels import choose_backend
 from vmreid.models.registry import scans_maps
@@ -36,7 +38,7 @@ WARM, STEPS, PROFILED = 6, 20, 4
 
 
 def main() -> None:
-    out, seconds = Path(sys.argv[-2]), float(sys.argv[-1])
+    out, seconds, launch = Path(sys.argv[-3]), float(sys.argv[-2]), cast(Launch, sys.argv[-1])
     place = place_from_environment()
     start_process_group(place)
     rows: list[dict[str, Any]] = []
@@ -47,8 +49,15 @@ def main() -> None:
         if late:
             break
         local = batch // place.world if batch == STRONG else batch
-        row = {"backbone": backbone, "zero": stage, "pictures a GPU": local, "GPUs": place.world, "strong": batch == STRONG}
-        row |= measure(backbone, stage, local, place.world, place.device)
+        row = {
+            "backbone": backbone,
+            "zero": stage,
+            "pictures a GPU": local,
+            "GPUs": place.world,
+            "strong": batch == STRONG,
+            "launch": launch,
+        }
+        row |= measure(backbone, stage, local, launch, place)
         rows.append(row)
         gc.collect()
         torch.cuda.empty_cache()
@@ -58,15 +67,16 @@ def main() -> None:
             out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n")
 
 
-def measure(backbone: str, stage: int, local: int, world: int, device: torch.device) -> dict[str, float]:
+def measure(backbone: str, stage: int, local: int, launch: Launch, place: Place) -> dict[str, float]:
     """All ranks. Of whole steps: median milliseconds, pictures in a second over all GPUs, peak GiB, NCCL's share of the time."""
+    device = place.device
     flags = {"model.backbone": ("--backbone", backbone)}
     recipe = load_recipe("note", flags, ["data.image_size=[256,128]", f"train.batch_size={local}"])
     _, deepspeed = read_deepspeed_config(f"zero{stage}_bf16", find_recipe("note"))
     scan, _ = choose_backend(recipe.model.scan_backend, device, scans_maps(recipe.model))
     torch.manual_seed(0)
     torch.cuda.reset_peak_memory_stats(device)
-    loop = deepspeed_loop(Setup(recipe, deepspeed, scan, device))
+    loop = deepspeed_loop(Setup(recipe, deepspeed, scan, device), launch)
     for _ in range(WARM):
         loop.step()
     took = []
@@ -89,7 +99,7 @@ def measure(backbone: str, stage: int, local: int, world: int, device: torch.dev
     milliseconds = 1e3 * statistics.median(took)
     return {
         "ms": milliseconds,
-        "pictures/s": 1e3 * local * world / milliseconds,
+        "pictures/s": 1e3 * local * place.world / milliseconds,
         "peak GiB": peak / 2**30,
         "NCCL's share": nccl / profiled,
     }
