@@ -2,7 +2,7 @@
 # shellcheck shell=bash disable=SC2154  # GOT_SIGNAL, RANKS_LOST and SITE_RESTARTS come from the files sourced before
 
 TO_GO_ON=75  # vmreid/command.py: stopped by a signal, with a checkpoint
-RANK_LOST=74 # vmreid/command.py: another rank went without a word
+RANK_LOST=74 # vmreid/lifeline.py: another rank went without a word
 
 # Exit with the code, or have the job start again where it goes on: at its time limit, and where a node was lost. A rank that
 # says what is wrong (1, 2) ends the job.

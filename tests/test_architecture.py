@@ -31,7 +31,7 @@ LAYERS = (  # from the top; a unit imports itself and what lies in lower layers
         "vmreid.timing",
         "vmreid.versions",
     ),
-    ("vmreid.errors",),
+    ("vmreid.errors", "vmreid.lifeline"),
 )
 BASE = {unit for layer in LAYERS[6:] for unit in layer}
 BESIDE = {"shards": {"vmreid.data", *BASE}}  # outside of the layers: launcher may import it, and it imports these alone

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vmreid.errors import UserError
+from vmreid.lifeline import RANK_LOST
 
 TO_GO_ON = 75  # status of a run that a signal has stopped with a checkpoint: EX_TEMPFAIL of sysexits.h
-RANK_LOST = 74  # status where another rank went without a word: EX_IOERR
 SECONDS_FOR_THE_FIRST = 3.0  # what a rank waits before it speaks, where another has more to say
 ANOTHER_RANK_ENDED = re.compile(
     r"connection (was likely )?(closed|reset|refused)|broken pipe|remote process exit|ncclRemoteError",

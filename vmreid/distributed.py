@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -16,9 +17,11 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from vmreid.errors import UserError
+from vmreid.lifeline import hold
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=30)
+_let_go: list[Callable[[], None]] = []  # of the line between the ranks
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def start_process_group(place: Place) -> None:
     backend = "cpu:gloo,cuda:nccl" if place.device.type == "cuda" else "gloo"
     if "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, rank=place.rank, world_size=place.world, timeout=TIMEOUT)
+        if place.device.type == "cuda" and place.world > 1:  # NCCL does not tell of a rank that died; gloo does
+            _let_go.append(hold(place.rank, place.world, os.environ["MASTER_ADDR"], from_rank_0))
     else:  # one plain process: a store of its own, so that no port is taken
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
 
@@ -90,6 +95,8 @@ def stop_process_group() -> None:
     a minute after another has left, or at once where that left with a status."""
     if dist.is_initialized():
         from_rank_0(None)
+        while _let_go:
+            _let_go.pop()()
         dist.destroy_process_group()
 
 

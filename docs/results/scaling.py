@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from vmreid.benchmarks.loops import Launch, Setup, deepspeed_loop
-from vmreid.distributed import Place, place_from_environment, start_process_group
+from vmreid.distributed import Place, place_from_environment, start_process_group, stop_process_group
 from vmreid.engine.deepspeed_config import read_deepspeed_config
 from vmreid.kernels import choose_backend
 from vmreid.models.registry import scans_maps
@@ -65,6 +65,7 @@ def main() -> None:
             print(row, flush=True)
             setting = {"device": device_name(place.device), "versions": versions(), "tokens": 129}
             out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n")
+    stop_process_group()
 
 
 def measure(backbone: str, stage: int, local: int, launch: Launch, place: Place) -> dict[str, float]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from vmreid.command import RANK_LOST
+from vmreid.lifeline import RANK_LOST
 
 SECONDS_TO_FOLLOW = 30.0  # that ranks have to end by themselves after one has failed
 OTHERS = ("EXPECT_WORLD_SIZE", "SLURM_STEP_ID", "LOCAL_WORLD_SIZE", "LOCAL_SIZE")  # what says otherwise how many there are
