@@ -1,7 +1,8 @@
-"""What one training does on 4 GPUs of a host: ``python docs/results/several_gpus.py DATA OUT``, DATA a set of shards.
+"""What one training does on 4 GPUs of a host, or 2: ``python docs/results/several_gpus.py DATA OUT [PART…]``.
 
-On all and on one; on two "nodes" of two GPUs that NCCL takes for two hosts, started as srun does it and by a hostfile; from all
-to one and back; with a rank killed inside a collective. Writes OUT/several_gpus.json, how each compares with the first.
+DATA is a set of shards. On all and on one; on two "nodes" of half the GPUs, which NCCL takes for two hosts, started as srun does
+it and by a hostfile; with a rank killed inside a collective, and on from there on one and on all again. Writes
+OUT/several_gpus.json, how each compares with the first.
 """
 
 from __future__ import annotations
@@ -18,15 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from vmreid.run_folder import RunFolder
 from vmreid.versions import versions
 
-HERE, ALL = Path(__file__).parent, "localhost:0,1,2,3"
+HERE, GPUS = Path(__file__).parent, [str(number) for number in range(torch.cuda.device_count())]
+HALF = len(GPUS) // 2
 SETTINGS = (
     "data.image_size=[256,128]", "train.batch_size=64", "optim.lr=3e-4", "train.checkpoint_steps=20", "evaluation.every_epochs=8",
 )  # fmt: skip
-STOPS = (30, 60)  # steps after which the run is asked to stop, to go on elsewhere
+STEPS_ON_ONE = 50  # with what it had before, after which the run is asked to stop there
 SECONDS = 150.0
 
 
@@ -51,7 +54,14 @@ class Driver:
 
     def on_all(self, name: str, module: str = "") -> subprocess.Popen[bytes]:
         command = self.command(name)
-        where = ["--include", ALL, "--master_port", free_port(), "--module", *([module, *command[1:]] if module else command)]
+        where = [
+            "--include",
+            f"localhost:{','.join(GPUS)}",
+            "--master_port",
+            free_port(),
+            "--module",
+            *([module, *command[1:]] if module else command),
+        ]
         return self.start(name, ["deepspeed", *where])
 
     def on_one(self, name: str) -> subprocess.Popen[bytes]:
@@ -59,19 +69,26 @@ class Driver:
 
     def as_srun(self, name: str) -> list[subprocess.Popen[bytes]]:
         """One process a rank with Slurm's variables."""
-        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4"}
+        halves = [",".join(GPUS[:HALF]), ",".join(GPUS[HALF:])]
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(len(GPUS))}
         return [
             self.start(
-                name, [sys.executable, "-m", *self.command(name)], f"-{rank}", **meet, **node(rank // 2),
-                SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank % 2), CUDA_VISIBLE_DEVICES=("0,1", "2,3")[rank // 2],
+                name, [sys.executable, "-m", *self.command(name)], f"-{rank}", **meet, **node(rank // HALF),
+                SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank % HALF), CUDA_VISIBLE_DEVICES=halves[rank // HALF],
             )
-            for rank in range(4)
+            for rank in range(len(GPUS))
         ]  # fmt: skip
 
     def by_hostfile(self, name: str) -> list[subprocess.Popen[bytes]]:
         """One launcher a node."""
-        (self.out / "hostfile").write_text("127.0.0.1 slots=4\nlocalhost slots=4\n")
-        meet = ["--hostfile", str(self.out / "hostfile"), "--include", "127.0.0.1:0,1@localhost:2,3", "--no_ssh"]
+        (self.out / "hostfile").write_text(f"127.0.0.1 slots={len(GPUS)}\nlocalhost slots={len(GPUS)}\n")
+        meet = [
+            "--hostfile",
+            str(self.out / "hostfile"),
+            "--include",
+            f"127.0.0.1:{','.join(GPUS[:HALF])}@localhost:{','.join(GPUS[HALF:])}",
+            "--no_ssh",
+        ]
         meet += ["--master_addr", "127.0.0.1", "--master_port", free_port()]
         return [
             self.start(
@@ -129,19 +146,16 @@ def ended(*processes: subprocess.Popen[bytes]) -> list[int]:
 
 
 def killed(driver: Driver) -> dict[str, Any]:
-    process = driver.on_all("killed", str(HERE / "killed_in_a_collective.py").removesuffix(".py").rpartition("/")[2])
-    status = ended(process)
-    now = time.time()
-    died = re.search(r"dies at ([\d.]+)", (driver.out / "killed.log").read_text())
-    steps = len(RunFolder(driver.out / "killed").log())
-    return {"status": status, "seconds to the end": died and now - float(died[1]), "steps": steps,
-            "then": ended(driver.on_all("killed")), **driver.compared("killed")}  # fmt: skip
-
-
-def moved(driver: Driver) -> dict[str, Any]:
-    statuses = [driver.stop_after("moved", STOPS[0], driver.on_all("moved"))]
-    statuses += [driver.stop_after("moved", STOPS[1], driver.on_one("moved")), *ended(driver.on_all("moved"))]
-    return {"statuses": statuses, **driver.compared("moved")}
+    """On all until a rank dies in a collective; then on one, until it is asked to stop; then on all again."""
+    found: dict[str, Any] = {"status": ended(driver.on_all("killed", "killed_in_a_collective"))}
+    now, died = time.time(), re.search(r"dies at ([\d.]+)", (driver.out / "killed.log").read_text())
+    found |= {"seconds to the end": died and now - float(died[1]), "steps": len(RunFolder(driver.out / "killed").log())}
+    print(found, flush=True)
+    found["status on one"] = driver.stop_after("killed", STEPS_ON_ONE, driver.on_one("killed"))
+    found["steps on one"] = len(RunFolder(driver.out / "killed").log())
+    print(found, flush=True)
+    found["status on all"] = ended(driver.on_all("killed"))
+    return {**found, **driver.compared("killed")}
 
 
 def main() -> None:
@@ -158,14 +172,13 @@ def main() -> None:
         "again": lambda: {"status": ended(driver.on_all("again")), **driver.compared("again")},
         "one": lambda: {"status": ended(driver.on_one("one")), **driver.compared("one")},
         "killed": lambda: killed(driver),
-        "moved": lambda: moved(driver),
         "srun": lambda: {"status": ended(*driver.as_srun("srun")), **driver.compared("srun")},
         "hostfile": lambda: {"status": ended(*driver.by_hostfile("hostfile")), **driver.compared("hostfile")},
     }
-    for name, part in parts.items():
+    for name in sys.argv[3:] or parts:
         begin = time.monotonic()
         try:
-            found[name] = part()
+            found[name] = parts[name]()
         except Exception as error:  # the others are still worth having
             found[name] = {"error": repr(error)}
         found[name]["seconds"] = time.monotonic() - begin
