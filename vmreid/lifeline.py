@@ -29,7 +29,9 @@ def hold(rank: int, world: int, master: str, share: Callable[[int | None], int])
     connect within a minute.
     """
     if rank == 0:
-        with socket.create_server(("", 0), backlog=world) as server:
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        with socket.create_server(("", 0), family=family, backlog=world, dualstack_ipv6=both) as server:
             share(server.getsockname()[1])
             server.settimeout(SECONDS_TO_MEET)
             ends = dict(_accept(server) for _ in range(world - 1))
