@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -88,6 +89,13 @@ def _ranks_on_this_node(place: Place) -> int:
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
     return place.world
+
+
+def free_port() -> int:
+    """A port of this machine at which nobody listened a moment ago: for ranks to meet at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def stop_process_group() -> None:

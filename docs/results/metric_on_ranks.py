@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from vmreid.benchmarks.rerank import GALLERY, QUERIES
+from vmreid.benchmarks.synthetic_features import CAMERAS, HIDDEN, PICTURES
 from vmreid.distributed import place_from_environment, start_process_group, stop_process_group
 from vmreid.evaluation.features import Features
 from vmreid.evaluation.protocol import summarise
@@ -24,8 +26,8 @@ from vmreid.evaluation.ranking import rank_queries
 from vmreid.timing import device_name
 from vmreid.versions import versions
 
-CASES = ((11_659, 82_161, 384), (11_659, 82_161, 2048), (1_000, 10_000_000, 384))
-CHUNK, HIDDEN, PICTURES, CAMERAS, NOISE = 20_000, 48, 27, 15, 0.9
+CASES = ((QUERIES, GALLERY, 384), (QUERIES, GALLERY, 2048), (1_000, 10_000_000, 384))
+CHUNK, NOISE = 20_000, 0.9
 ROUNDS = 2
 
 

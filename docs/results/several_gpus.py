@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import psutil
 import torch
 
+from vmreid.distributed import free_port
 from vmreid.run_folder import RunFolder
 from vmreid.versions import versions
 
@@ -58,7 +58,7 @@ class Driver:
             "--include",
             f"localhost:{','.join(GPUS)}",
             "--master_port",
-            free_port(),
+            str(free_port()),
             "--module",
             *([module, *command[1:]] if module else command),
         ]
@@ -70,7 +70,7 @@ class Driver:
     def as_srun(self, name: str) -> list[subprocess.Popen[bytes]]:
         """One process a rank with Slurm's variables."""
         halves = [",".join(GPUS[:HALF]), ",".join(GPUS[HALF:])]
-        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(len(GPUS))}
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": str(len(GPUS))}
         return [
             self.start(
                 name, [sys.executable, "-m", *self.command(name)], f"-{rank}", **meet, **node(rank // HALF),
@@ -89,7 +89,7 @@ class Driver:
             f"127.0.0.1:{','.join(GPUS[:HALF])}@localhost:{','.join(GPUS[HALF:])}",
             "--no_ssh",
         ]
-        meet += ["--master_addr", "127.0.0.1", "--master_port", free_port()]
+        meet += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
         return [
             self.start(
                 name,
@@ -105,6 +105,8 @@ class Driver:
         log, end = RunFolder(self.out / name), time.monotonic() + SECONDS
         while time.monotonic() < end and process.poll() is None and len(log.log()) < steps:
             time.sleep(0.1)
+        if process.poll() is not None:
+            return process.returncode
         ranks = [each for each in psutil.Process(process.pid).children(recursive=True) if "--local_rank=0" in each.cmdline()]
         os.kill(ranks[0].pid if ranks else process.pid, signal.SIGUSR1)
         return process.wait(SECONDS)
@@ -127,12 +129,6 @@ class Driver:
 def node(number: int) -> dict[str, str]:
     """NCCL talks over sockets to what has another host's name."""
     return {"NCCL_HOSTID": f"node{number}", "NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def ended(*processes: subprocess.Popen[bytes]) -> list[int]:
@@ -165,7 +161,7 @@ def main() -> None:
     driver = Driver(data, out)
     found: dict[str, Any] = {
         "versions": versions(),
-        "command": " ".join(["python", "docs/results/several_gpus.py", "DATA", "OUT"]),
+        "command": "python docs/results/several_gpus.py DATA OUT",
     }
     parts = {
         "all": lambda: {"status": ended(driver.on_all("all"))},

@@ -8,7 +8,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
-import socket
 import sys
 import time
 from multiprocessing.context import ForkServerProcess
@@ -20,6 +19,7 @@ import safetensors.torch
 import torch
 from tiny import SMALL, read_json_lines, set_words, write_set
 
+from vmreid.distributed import free_port
 from vmreid.engine.checkpoint import newest_sound
 from vmreid.run_folder import WEIGHTS, RunFolder
 
@@ -55,9 +55,7 @@ def server() -> Any:
 
 
 def started(server: Any, folder: Path, words: list[str]) -> list[ForkServerProcess]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ranks = [server.Process(target=one_rank, args=(folder, rank, port, words)) for rank in range(2)]
     for each in ranks:
         each.start()

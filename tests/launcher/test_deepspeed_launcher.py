@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,22 +16,17 @@ import pytest
 from tiny import SMALL, command_on_ranks, plan_run, read_json_lines, set_words, train_on_ranks, write_set
 
 from vmreid.command import TO_GO_ON
+from vmreid.distributed import free_port
 
 HERE = Path(__file__).parent
 SECONDS_TO_END = 10
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def start(folder: Path, module: str, *words: str, ranks: tuple[str, ...] = ("--num_gpus", "2")) -> subprocess.Popen[str]:
     """``deepspeed RANKS --module MODULE …`` in ``folder``, standard error within standard output."""
     command = [str(Path(sys.executable).parent / "deepspeed"), *ranks]
     if "--master_port" not in ranks:
-        command += ["--master_port", free_port()]
+        command += ["--master_port", str(free_port())]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(HERE), os.getcwd(), os.environ.get("PYTHONPATH", "")]),
@@ -156,7 +150,7 @@ def test_sigterm_to_workers_too_saves_and_goes_on(folder):
 def test_a_hostfile_of_two_nodes(ranks, folder):
     """As slurm/README.md has it: one launcher a node, here two on loopback."""
     (folder / "hostfile").write_text("127.0.0.1 slots=1\nlocalhost slots=1\n")
-    meet = ("--master_addr", "127.0.0.1", "--master_port", free_port())
+    meet = ("--master_addr", "127.0.0.1", "--master_port", str(free_port()))
     words = words_for(folder, "--epochs", "3", "--deepspeed_config", "zero1_fp32")
     nodes = [
         start(folder, "launcher.train", *words, ranks=("--hostfile", "hostfile", "--no_ssh", "--node_rank", number, *meet))

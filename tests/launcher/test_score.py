@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from pool import Pool
 
 from launcher import score
 from vmreid.command import run
-from vmreid.distributed import rank, sum_over_ranks
+from vmreid.distributed import free_port, rank, sum_over_ranks
 from vmreid.errors import UserError
 from vmreid.versions import commit
 
@@ -332,10 +331,7 @@ def test_as_a_command(tmp_path: Path) -> None:
 def test_ranks_tell_an_error_once(tmp_path: Path) -> None:
     """Two processes over a port that both refuse a gallery row."""
     features, out = write(tmp_path, with_nan(small_case())), tmp_path / "scores.json"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    rendezvous = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "launcher.score", str(features), "--metric", "cosine", "--out", str(out)],

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ import mlflow
 import pytest
 from tiny import SMALL, command_on_ranks, forget_deepspeed_groups, runs_of, set_words, write_set
 
-from vmreid.distributed import rank
+from vmreid.distributed import free_port, rank
 from vmreid.errors import UserError
 from vmreid.run_folder import RunFolder
 from vmreid.tracking import MlflowRun
@@ -244,9 +243,7 @@ def serve(folder: Path, port: int) -> subprocess.Popen[bytes]:
 
 @pytest.mark.slow
 def test_a_server_that_comes_late_dies_and_comes_back_has_every_step(tmp_path, monkeypatch, capsys):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     run = MlflowRun(RunFolder(tmp_path), "it", "tests")
     run.log(1, {"loss": 1.0})

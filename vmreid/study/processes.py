@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from vmreid.distributed import free_port
 from vmreid.lifeline import RANK_LOST
 
 SECONDS_TO_FOLLOW = 30.0  # that ranks have to end by themselves after one has failed
@@ -23,9 +23,7 @@ class Ranks:
     """Processes of one module; their output is appended to ``log``."""
 
     def __init__(self, module: str, words: Sequence[str], ranks: int, log: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
         environment = {key: value for key, value in os.environ.items() if key not in OTHERS} | meet
         environment["PYTHONUNBUFFERED"] = "1"
         if not torch.cuda.is_available():
