@@ -60,5 +60,15 @@ LATER = (
           "        from_rank_0(None)\n", "", "tests/distributed/test_stop.py"),
     ("study: spikes are held against the steps to come", "vmreid/report/convergence.py",
           "before = losses[step - WINDOW : step]", "before = losses[step : step + WINDOW]", "tests/report/test_convergence.py"),
+    ("causal convolution: causal_conv1d gets what it is wrong about", "vmreid/kernels/causal_conv.py",
+          " <= CHUNK_BYTES", " <= 2 * CHUNK_BYTES",
+          "tests/kernels/test_choose_backend.py::test_beside_mamba_ssm_causal_conv1d_convolves_where_it_is_installed"),
+    ("lifeline: a dead rank's worker holds its end", "vmreid/lifeline.py",
+          "    os.register_at_fork(after_in_child=lambda: _close(ends.values()))", "    pass",
+          "tests/distributed/test_lifeline.py"),
+    ("lifeline: who leaves in peace is taken for dead", "vmreid/lifeline.py",
+          "        _send(ends.values(), LEAVES)\n", "", "tests/distributed/test_lifeline.py"),
+    ("lifeline: rank 0 keeps to itself that one is dead", "vmreid/lifeline.py",
+          "                    _send(ends.values(), LOST)\n", "", "tests/distributed/test_lifeline.py"),
 )
 # fmt: on

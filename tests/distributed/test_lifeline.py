@@ -6,83 +6,96 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from vmreid.lifeline import GRACE_S, RANK_LOST
 
 RANK = """
-import os, signal, socket, sys, time
+import os, signal, sys, time
 from multiprocessing import get_context
+from pathlib import Path
 from vmreid.lifeline import hold
 
-rank, port, how = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-place = ("127.0.0.1", port)
+rank, told, how = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 
-def share(value):
-    if value is None:
-        for _ in range(100):
-            try:
-                with socket.create_connection(place) as end:
-                    return int(end.makefile().readline())
-            except OSError:
-                time.sleep(0.05)
-    with socket.create_server(place) as server:
-        for _ in range(2):
-            end, _ = server.accept()
-            end.sendall(f"{value}\\n".encode())
-            end.close()
+def share(port):
+    if port is not None:
+        told.with_suffix(".new").write_text(str(port))
+        told.with_suffix(".new").rename(told)
+    while not told.is_file():
+        time.sleep(0.05)
+    return int(told.read_text())
 
 let_go = hold(rank, 3, "127.0.0.1", share)
 if how == "in peace":
-    time.sleep(0.3 * rank)
+    time.sleep((0.0, 0.3, 6.5)[rank])  # rank 0's process is gone long before rank 2 leaves, and rank 1 ends
     let_go()
-    time.sleep(0.5 if rank == 0 else 7.0)  # rank 0's process is gone long before the others'
+    time.sleep((0.5, 7.0, 0.5)[rank])
     os._exit(0)
+signal.signal(signal.SIGTERM, lambda *_: None)  # as training does, whose step is to end first, and does not
 if rank == int(how):
     get_context("fork").Process(target=time.sleep, args=(30,), daemon=True).start()  # as a loader's worker, which lives on
     time.sleep(0.5)
     print("dies at", time.time(), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
-signal.signal(signal.SIGTERM, lambda *_: None)
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-time.sleep(60)  # as in a collective of NCCL
+time.sleep(60)
 """
+DEAD = (0, 2)
 
 
-def ends_of_three(how: str) -> tuple[list[int], list[str]]:
-    """Statuses and what the ranks have printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+@dataclass(frozen=True)
+class Ends:
+    """Of three ranks: statuses, what each has printed, and when the last one ended."""
+
+    statuses: list[int]
+    printed: list[str]
+    moment: float
+
+
+def ends_of_three(how: str, folder: Path) -> Ends:
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, str(rank), port, how], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True, env={**os.environ, "PYTHONPATH": os.getcwd()},
+            [sys.executable, "-c", RANK, str(rank), str(folder / how), how], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True, env={**os.environ, "PYTHONPATH": os.getcwd()},
         )
         for rank in range(3)
     ]  # fmt: skip
+    if how != "in peace":
+        ranks[int(how)].wait(40)
+        for rank in ranks:
+            rank.terminate()  # as a launcher does
     statuses = [rank.wait(40) for rank in ranks]
+    moment = time.time()
     for rank in ranks:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(rank.pid, signal.SIGKILL)  # the dead rank's worker
-    return statuses, [rank.stdout.read() for rank in ranks]
+    return Ends(statuses, [rank.stdout.read() for rank in ranks], moment)
 
 
-@pytest.mark.parametrize("dead", [0, 2])
-def test_all_end_when_one_dies(dead: int) -> None:
-    statuses, printed = ends_of_three(str(dead))
-    ended = time.time()
-    died = float(re.search(r"dies at ([\d.]+)", printed[dead])[1])
-    assert statuses == [-signal.SIGKILL if rank == dead else RANK_LOST for rank in range(3)]
-    assert GRACE_S - 0.5 < ended - died < GRACE_S + 3
-    told = [text for text in printed if f"rank {dead} is gone without a word" in text]
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory) -> dict[str, Ends]:
+    """Of each way, by name; all at once, since they wait most of the time."""
+    folder, ways = tmp_path_factory.mktemp("lifeline"), ("in peace", *map(str, DEAD))
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(ways, pool.map(lambda how: ends_of_three(how, folder), ways), strict=True))
+
+
+@pytest.mark.parametrize("dead", DEAD)
+def test_all_end_when_one_dies(dead: int, ends: dict[str, Ends]) -> None:
+    found = ends[str(dead)]
+    died = float(re.search(r"dies at ([\d.]+)", found.printed[dead])[1])
+    assert found.statuses == [-signal.SIGKILL if rank == dead else RANK_LOST for rank in range(3)]
+    assert GRACE_S - 0.5 < found.moment - died < GRACE_S + 3
+    told = [text for text in found.printed if f"rank {dead} is gone without a word" in text]
     assert len(told) in (1, 2), "rank 0 tells, or those that saw rank 0 go"
 
 
-def test_ranks_that_leave_in_peace_end_nobody() -> None:
-    assert ends_of_three("in peace")[0] == [0, 0, 0]
+def test_ranks_that_leave_in_peace_end_nobody(ends: dict[str, Ends]) -> None:
+    assert ends["in peace"].statuses == [0, 0, 0]
