@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,8 @@ WARM, STEPS, PROFILED = 6, 20, 4
 
 def main() -> None:
     out, seconds, launch = Path(sys.argv[-3]), float(sys.argv[-2]), cast(Launch, sys.argv[-1])
+    if launch not in get_args(Launch):
+        sys.exit(f"{launch}: LAUNCH must be one of {', '.join(get_args(Launch))}")
     place = place_from_environment()
     start_process_group(place)
     rows: list[dict[str, Any]] = []

@@ -7,6 +7,7 @@ OUT/several_gpus.json, how each compares with the first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -81,10 +82,10 @@ class Driver:
 
     def by_hostfile(self, name: str) -> list[subprocess.Popen[bytes]]:
         """One launcher a node."""
-        (self.out / "hostfile").write_text(f"127.0.0.1 slots={len(GPUS)}\nlocalhost slots={len(GPUS)}\n")
+        (self.out / "hosts").write_text(f"127.0.0.1 slots={len(GPUS)}\nlocalhost slots={len(GPUS)}\n")
         meet = [
             "--hostfile",
-            str(self.out / "hostfile"),
+            str(self.out / "hosts"),
             "--include",
             f"127.0.0.1:{','.join(GPUS[:HALF])}@localhost:{','.join(GPUS[HALF:])}",
             "--no_ssh",
@@ -137,7 +138,8 @@ def ended(*processes: subprocess.Popen[bytes]) -> list[int]:
         return [process.wait(SECONDS) for process in processes]
     except subprocess.TimeoutExpired:
         for process in processes:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         return [process.wait() for process in processes]
 
 

@@ -42,8 +42,8 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     noclip = {"zero_optimization": {"stage": 0}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}, "gradient_clipping": 0}
     (out / "noclip.json").write_text(json.dumps(noclip))
-    before = json.loads((out / ROWS).read_text())["rows"] if (out / ROWS).is_file() else []
-    kept = {(row["run"], row["seed"]): row for row in before}
+    before = json.loads((out / ROWS).read_text()) if (out / ROWS).is_file() else {"rows": [], "over_queries": []}
+    kept, compared = ({(row["run"], row["seed"]): row for row in before[name]} for name in ("rows", "over_queries"))
     waiting = [run for run in RUNS if (run.name, run.seed) not in kept and result(run, out) is None]
     running: list[tuple[Run, str, subprocess.Popen[bytes]]] = []
     end = time.monotonic() + seconds
@@ -59,7 +59,8 @@ def main() -> None:
     stop([process for _, _, process in running])
     rows = [row for run in RUNS if (row := kept.get((run.name, run.seed)) or result(run, out))]
     setting = {"versions": versions(), "runs": {run.name: run.words() for run in RUNS}}
-    (out / ROWS).write_text(json.dumps({"setting": setting, "rows": rows, "over_queries": over_queries(out)}) + "\n")
+    compared |= {(row["run"], row["seed"]): row for row in over_queries(out)}
+    (out / ROWS).write_text(json.dumps({"setting": setting, "rows": rows, "over_queries": [*compared.values()]}) + "\n")
     there = {(row["run"], row["seed"]) for row in rows}
     missing = [run.folder for run in RUNS if (run.name, run.seed) not in there]
     print(len(rows), "runs came to their end,", len(missing), "did not:", *missing)

@@ -6,6 +6,13 @@ from dataclasses import dataclass
 
 SEEDS = (0, 1, 2)
 KHOA_EPOCHS, SYNTHETIC_EPOCHS = 40, 100
+
+
+def epochs(number: int) -> tuple[str, ...]:
+    """Settings: so many, with a checkpoint after the last."""
+    return f"train.epochs={number}", f"train.checkpoint_epochs={number}"
+
+
 # Of 1 GPU: how many of the smallest run beside it
 WEIGHTS = {"VIT-S": 1.0, "MAMBA-S": 1.0, "MAMBA-V2": 1.5, "VMAMBA-T": 2.0, "VIM-S": 3.5}
 FIVE, THREE = ("VIT-S", "MAMBA-S", "MAMBA-V2", "VMAMBA-T", "VIM-S"), ("VIT-S", "MAMBA-S", "MAMBA-V2")
@@ -15,6 +22,8 @@ NONE = ("data.augment.crop_scale=[1.0,1.0]", "data.augment.colour_jitter=0", "da
 # Numbers of blocks whose parameters are about equal: 10 and 21 million
 SMALL = {"VIT-S small": ("VIT-S", "model.depth=5"), "MAMBA-S small": ("MAMBA-S", "model.depth=6")}
 LARGE = {"MAMBA-V2 large": ("MAMBA-V2", "model.depth=18")}
+# A compiled step of MAMBA-V2 takes as long as two of VIT-S, or of the small one (scaling.md, training_step.md)
+TWICE = "equal compute"
 REMEDIES = {
     "A one": ("model.start.A=one",),
     "A normal": ("model.start.A=normal",),
@@ -26,7 +35,7 @@ REMEDIES = {
     "no clipping": ("deepspeed_config=noclip.json",),
     "batch 16": ("train.batch_size=16",),
     "depth 4 6 8": ("model.depth_schedule=[[0,4],[13,6],[27,8]]",),
-    "depth 4 6 8, equal compute": ("model.depth_schedule=[[0,4],[17,6],[35,8]]", "train.epochs=52", "train.checkpoint_epochs=52"),
+    "depth 4 6 8, equal compute": ("model.depth_schedule=[[0,4],[17,6],[35,8]]", *epochs(52)),
 }
 
 
@@ -59,14 +68,14 @@ class Run:
 
 def khoa(name: str, backbone: str, seed: int, *settings: str, probed: bool = False) -> Run:
     """On the small real set, 128x128, as its recipe has it: rate 3e-4, batch 32, 1,240 steps."""
-    common = (f"train.epochs={KHOA_EPOCHS}", f"train.checkpoint_epochs={KHOA_EPOCHS}", "evaluation.every_epochs=4")
+    common = (*epochs(KHOA_EPOCHS), "evaluation.every_epochs=4")
     return Run(name, backbone, "khoa", seed, (*common, "train.monitor_steps=31", *settings), probed, WEIGHTS[backbone])
 
 
 def rendered(name: str, backbone: str, seed: int, size: str, *settings: str) -> Run:
     """On rendered people and vehicles, 200 that train: rate 3e-4, batch 64, 1,200 steps; else the note's recipe."""
     common = (
-        f"train.epochs={SYNTHETIC_EPOCHS}", f"train.checkpoint_epochs={SYNTHETIC_EPOCHS}", "evaluation.every_epochs=10",
+        *epochs(SYNTHETIC_EPOCHS), "evaluation.every_epochs=10",
         "train.monitor_steps=100", "optim.lr=3e-4", "train.batch_size=64", f"data.image_size={size}",
     )  # fmt: skip
     tokens = 2.5 if size == "[512,256]" else 1.0
@@ -82,6 +91,10 @@ def all_runs() -> list[Run]:
         runs += [khoa(f"real 256 {each}", each, seed, "data.image_size=[256,128]", probed=True) for each in reversed(FIVE)]
         equal = {**LARGE, **SMALL}.items()
         runs += [rendered(f"rendered {name}", backbone, seed, "[256,128]", depth) for name, (backbone, depth) in equal]
+        runs += [rendered(f"rendered VIT-S {TWICE}", "VIT-S", seed, "[256,128]", *epochs(2 * SYNTHETIC_EPOCHS))]
+        small = (*SMALL["VIT-S small"][1:], *epochs(2 * SYNTHETIC_EPOCHS))
+        runs += [rendered(f"rendered VIT-S small {TWICE}", "VIT-S", seed, "[256,128]", *small)]
+        runs += [khoa(f"real 256 VIT-S {TWICE}", "VIT-S", seed, "data.image_size=[256,128]", *epochs(2 * KHOA_EPOCHS))]
         runs += [khoa(f"real {backbone}", backbone, seed) for backbone in THREE]
         rates = RATES if seed else RATES + MORE_RATES
         runs += [khoa(f"real {each} rate {rate}", each, seed, f"optim.lr={rate}") for each in THREE for rate in rates]

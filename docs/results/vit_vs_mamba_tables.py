@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import pyplot as plt
-from vit_vs_mamba_runs import FIVE, REMEDIES, THREE
+from vit_vs_mamba_runs import FIVE, REMEDIES, THREE, TWICE
 
 from vmreid.report.convergence import epochs_to
 from vmreid.report.seeds import half_interval, pooled_deviation
@@ -170,16 +170,28 @@ def sizes(runs: Runs) -> str:
         ("MAMBA-V2", "MAMBA-S small"),
         ("VIT-S", "MAMBA-V2 large"),
     ]
+    return compared(runs, "of about equal parameters", [(f"rendered {one}", f"rendered {other}") for one, other in pairs])
+
+
+def equal_compute(runs: Runs) -> str:
+    """MAMBA-V2 beside ViTs that trained for as long as it did."""
+    others = [f"rendered VIT-S small {TWICE}", f"rendered VIT-S {TWICE}", f"real 256 VIT-S {TWICE}"]
+    pairs = [(name, f"{name.partition(' VIT-S')[0]} MAMBA-V2") for name in others if runs.scores(name)]
+    return compared(runs, "of equal compute", pairs)
+
+
+def compared(runs: Runs, title: str, pairs: list[tuple[str, str]]) -> str:
     lines = [
         (
             f"{one} − {other}",
-            runs.mean(f"rendered {one}"),
-            runs.mean(f"rendered {other}"),
-            said(runs.difference(f"rendered {one}", f"rendered {other}")),
+            f"{len(runs.scores(one))}, {len(runs.scores(other))}",
+            runs.mean(one),
+            runs.mean(other),
+            said(runs.difference(one, other)),
         )
         for one, other in pairs
     ]
-    return markdown(("of about equal parameters", "mAP", "mAP", "difference"), lines)
+    return markdown((title, "seeds", "mAP", "mAP", "difference"), lines)
 
 
 def probes(runs: Runs) -> str:
@@ -282,7 +294,7 @@ def draw(runs: Runs, folder: Path) -> None:
 
 def main(words: Sequence[str]) -> None:
     runs = Runs(json.loads(Path(words[0]).read_text())["rows"])
-    for table in (families, sizes, rates, remedies, augmentation, probes):
+    for table in (families, sizes, equal_compute, rates, remedies, augmentation, probes):
         print(f"\n## {table.__name__}\n\n{table(runs)}")
     print("\nstandard deviation over seeds, degrees of freedom:", runs.spread)
     draw(runs, Path(words[1]))
