@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import webdataset as wds
 from torch.utils.data import DataLoader, get_worker_info
 from webdataset import tariterators
 
 from vmreid.data.folder import Place, as_folder
+from vmreid.data.handover import SLOTS, Parcel, Slots
 from vmreid.data.identity_batches import Draw, IdentityBatches
 from vmreid.data.manifest import REWRITE, UNKNOWN, Split, check_digest
 from vmreid.data.pictures import decode
@@ -27,6 +29,7 @@ from vmreid.errors import UserError
 
 Sample = dict[str, Any]
 SECONDS_TO_OUTLIVE = 30  # that a worker goes on after SIGTERM
+NUMBERS = ("id", "camid", "row", "checksum", "replaced", "view", "type")  # of a sample, in the order of Batch
 STAND_INS = 16  # identities tried for one place: more in a row say that nothing can be read, not some of it
 
 
@@ -44,10 +47,6 @@ class Batch:
     replaced_B: torch.Tensor
     views_B: torch.Tensor
     types_B: torch.Tensor
-
-    def pin_memory(self) -> Batch:
-        """The same in page-locked memory, from which a GPU copies while the host goes on; the loader asks for it."""
-        return Batch(**{name: value.pin_memory() for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,8 @@ class TrainStream:
 
     def loader(self, workers: int) -> Iterator[Batch]:
         """Batches in step order for any number of workers: each worker makes every n-th micro-batch."""
-        pipeline = wds.DataPipeline(
-            self._samples,
-            wds.batched(self.places * self.batches.pictures, collation_fn=_collate, partial=False),
-            _caught,
-        )
-        return _batches(pipeline, workers)
+        pipeline = wds.DataPipeline(self._samples)
+        return _batches(pipeline, workers, self.places * self.batches.pictures, self.transform.size, partial=False)
 
     def _samples(self) -> Iterator[Sample]:
         worker = get_worker_info()
@@ -197,10 +192,8 @@ def evaluation_batches(
         tariterators.tar_file_expander,
         tariterators.group_by_keys,
         wds.map(pictures),
-        wds.batched(batch_size, collation_fn=_collate, partial=True),
-        _caught,
     )
-    yield from _batches(pipeline, min(workers, len(names)))
+    yield from _batches(pipeline, min(workers, len(names)), batch_size, size, partial=True)
 
 
 def _sample(image_CHW: torch.Tensor, identity: int, camid: int, row: int) -> Sample:
@@ -209,14 +202,7 @@ def _sample(image_CHW: torch.Tensor, identity: int, camid: int, row: int) -> Sam
     return {"image": image_CHW, **numbers}
 
 
-def _collate(samples: list[Sample]) -> Batch:
-    names = ("id", "camid", "row", "checksum", "replaced", "view", "type")  # in the order of Batch
-    numbers_7B = torch.tensor([[sample[name] for sample in samples] for name in names])
-    images_BCHW = torch.stack([sample["image"] for sample in samples])
-    return Batch(images_BCHW, *numbers_7B)  # rows of one tensor: each storage that leaves a worker costs a file descriptor
-
-
-def _caught(batches: Iterator[Batch]) -> Iterator[Batch | _Failure]:
+def _caught(batches: Iterator[Parcel]) -> Iterator[Parcel | _Failure]:
     try:
         yield from batches
     except UserError as error:
@@ -233,17 +219,30 @@ def _outlive_a_signal(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_OUTLIVE))
 
 
-def _batches(pipeline: wds.DataPipeline, workers: int) -> Iterator[Batch]:
+def _batches(
+    samples: wds.DataPipeline, workers: int, batch_size: int, size: tuple[int, int], *, partial: bool
+) -> Iterator[Batch]:
     """A generator of its own keeps the loader from drawing from the global one, which a resumed run would see moved."""
-    loader: DataLoader[Batch | _Failure] = DataLoader(
-        pipeline,
+    slots = Slots(workers, batch_size, size)
+
+    def collate(samples: list[Sample]) -> Parcel:
+        numbers_7B = np.array([[sample[name] for sample in samples] for name in NUMBERS], dtype=np.int64)
+        return slots.send([sample["image"] for sample in samples], numbers_7B)
+
+    samples.append(wds.batched(batch_size, collation_fn=collate, partial=partial))
+    samples.append(_caught)
+    loader: DataLoader[Parcel | _Failure] = DataLoader(
+        samples,
         batch_size=None,
         num_workers=workers,
+        prefetch_factor=SLOTS if workers else None,
+        multiprocessing_context="fork" if workers else None,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_outlive_a_signal,
         pin_memory=torch.cuda.is_available(),
     )
-    for batch in loader:
-        if isinstance(batch, _Failure):
-            raise UserError(batch.message)
-        yield batch
+    for arrived in loader:
+        if isinstance(arrived, _Failure):
+            raise UserError(arrived.message)
+        images_BCHW, numbers_7B = arrived.unpack() if isinstance(arrived, Parcel) else arrived
+        yield Batch(images_BCHW, *numbers_7B)
