@@ -211,7 +211,7 @@ FAULTS = (
           "return 1.01 * bound_Q", "return 0.01 * bound_Q",
           "tests/evaluation/test_ranking.py::test_screen_is_within_its_bound"),
     Fault("ranking: far features are not shifted to their centre", SCREEN,
-          "2.0**frame.exponent - frame.centre_F.to", "2.0**frame.exponent - 0 * frame.centre_F.to",
+          "* scale - centre_F[f]", "* scale - 0 * centre_F[f]",
           "tests/evaluation/test_ranking.py::test_screen_is_within_its_bound"),
     Fault("ranking: a row that float64 screens again counts its own pairs too", COUNTING,
           "product_QG[left_out] = torch.inf", "product_QG[left_out] = 0 if dtype == torch.float64 else torch.inf", TEST_FINE),

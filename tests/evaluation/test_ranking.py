@@ -10,23 +10,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from metric_inputs import Sides, features, near_ties, torch_threads
 from pool import Pool
 
 from vmreid.distributed import rank
 from vmreid.errors import UserError
 from vmreid.evaluation import counting, distances, tiles
-from vmreid.evaluation.distances import METRICS, Metric, exact_distances, ordered_sum, prepare
+from vmreid.evaluation.distances import METRICS, Metric, exact_distances, ordered_sum, pair_distances, prepare
 from vmreid.evaluation.features import Features
 from vmreid.evaluation.protocol import summarise
 from vmreid.evaluation.ranking import rank_queries
 from vmreid.evaluation.screen import Frame, bound, products, screened
-
-Sides = tuple[Features, Features]
-
-
-def features(rows: Any, pids: Any, camids: Any, dtype: torch.dtype = torch.float32) -> Features:
-    ids = (torch.as_tensor(values, dtype=torch.int64).reshape(-1) for values in (pids, camids))
-    return Features(torch.as_tensor(rows, dtype=dtype), *ids)
 
 
 def as_lists(side: Features) -> dict[str, Any]:
@@ -39,15 +33,13 @@ def rank_here(query: Features, gallery: Features, metric: Metric) -> list[list[i
 
 def rank_parts(query: Features, gallery: Features, owner: list[int], metric: Metric, threads: int = 1, gib: float = 1) -> Any:
     """On a rank of the pool: its gallery items are those whose owner it is."""
-    torch.set_num_threads(threads)
     index = (torch.tensor(owner, dtype=torch.int64) == rank()).nonzero().squeeze(1)
     try:
-        ranks = rank_queries(query, gallery[index], index, metric, memory_gib=gib)
+        with torch_threads(threads):
+            ranks = rank_queries(query, gallery[index], index, metric, memory_gib=gib)
         return ranks, repr(summarise(ranks)), repr((ranks.ap, ranks.inp, ranks.first_rank))
     except UserError as error:
         return str(error)
-    finally:
-        torch.set_num_threads(1)
 
 
 @st.composite
@@ -106,24 +98,6 @@ def test_equals_the_plain_loop_on_ranks(ranks: Pool, case: tuple[Features, Featu
             assert "no valid query" in result
 
 
-def near_ties() -> Sides:
-    """Features far from zero; each gallery row also as exact copies, and with its columns in another order.
-
-    A query whose columns are all equal has one exact distance to all orders of a row, but rounding tells them apart,
-    and each formula, shape and summation order in its own way.
-    """
-    generator = torch.Generator().manual_seed(5)
-    base = 300 + torch.randn(120, 96, generator=generator)
-    shuffled = [row[torch.randperm(96, generator=generator)] for row in base for _ in range(4)]
-    rows = torch.cat([base, base, torch.stack(shuffled), base])
-    rows = rows[torch.randperm(len(rows), generator=generator)]
-    flat = torch.full((6, 96), 300.0) + torch.randn(6, 1, generator=generator)
-    query_rows = torch.cat([flat, base[:20]])
-    pids, camids = (torch.randint(0, high, (len(rows),), generator=generator) for high in (30, 4))
-    query_pids = torch.arange(len(query_rows)) % 30
-    return features(query_rows, query_pids, query_pids % 4), features(rows, pids, camids)
-
-
 def brute_force(query: Features, gallery: Features, metric: Metric) -> list[list[int]]:
     """The protocol over distances of single pairs."""
     q_rows, g_rows = prepare(query.features, metric), prepare(gallery.features, metric)
@@ -174,10 +148,24 @@ def test_tiles_and_screen_do_not_matter(monkeypatch: pytest.MonkeyPatch, metric:
     monkeypatch.setattr(tiles, "QUERY_ROWS", 7)
     monkeypatch.setattr(tiles, "LOOK_NUMBERS", 60)
     monkeypatch.setattr(distances, "PAIR_NUMBERS", {"cpu": 5000})
-    ranks = rank_queries(query, gallery, torch.arange(len(gallery)), metric, memory_gib=3e-4)
+    with torch_threads(1):  # of several each would have smaller tiles
+        ranks = rank_queries(query, gallery, torch.arange(len(gallery)), metric, memory_gib=3e-4)
     assert ranks.ranks == expected
     assert max(looks) == (7, 26)
     assert len(looks) > 4 * len(gallery) / 26
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("width", [1, 2, 3, 97, 384])
+def test_compiled_distances_are_those_of_tensors(metric: Metric, width: int) -> None:
+    generator = torch.Generator().manual_seed(9)
+    query, gallery = (
+        prepare(3 + torch.randn(50, 2 * width, generator=generator, dtype=dtype)[:, ::2], metric)
+        for dtype in (torch.float32, torch.float64)
+    )
+    q, g = (torch.randint(0, 50, (400,), generator=generator) for _ in range(2))
+    for one, other in ((query, gallery), (gallery, query), (query, query)):
+        assert torch.equal(pair_distances(one, other, q, g, torch.device("cpu")), exact_distances(one[q], other[g]))
 
 
 def hostile(kind: str) -> Sides:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from vmreid.evaluation.distances import Rows
 from vmreid.evaluation.features import JUNK, Features
 from vmreid.evaluation.screen import Frame, Screened, bound, products, screened
+from vmreid.evaluation.threads import on_threads
 from vmreid.evaluation.tiles import Tiles
 from vmreid.evaluation.windows import Targets, Windows, count_exactly, look
 
@@ -50,44 +51,84 @@ class Part:
         return q, first_Q[q] + offset
 
 
-class Counter:
-    """Counts this rank's items that come before targets of queries, on ``device``. Memory for tiles stays: fresh memory would
-    cost as much as looking at a tile."""
+def count_before(
+    part: Part,
+    tiles: Tiles,
+    query: Rows,
+    left_out: Pairs,
+    slices: Sequence[slice],
+    targets: Sequence[Targets],
+    device: torch.device,
+) -> list[torch.Tensor]:
+    """Of each tile of a block of queries, which are ``slices`` of it, how many items of this rank come before each of its
+    ``targets``: ``before_QP``, on ``device``. ``left_out``: pairs (query, item) that count nowhere."""
+    frame = Frame.of(query, part.rows, device)
+    queries = [
+        _Queries(query[rows].to(device), target, frame, torch.float32) for rows, target in zip(slices, targets, strict=True)
+    ]
+    before = [torch.zeros_like(each.index_QP) for each in targets]
+    adding = threading.Lock()
 
-    def __init__(self, part: Part, tiles: Tiles, threads: ThreadPoolExecutor, device: torch.device) -> None:
-        self._part, self._tiles, self._threads, self._device = part, tiles, threads, device
+    def count(taken: Iterator[_Tile]) -> None:
+        counter = _Counter(tiles, frame, device)
+        for tile in taken:
+            before_QP = counter.before_in(tile.items, queries[tile.number], tile.left_out)
+            with adding:
+                before[tile.number] += before_QP
+
+    on_threads(_tiles(part, tiles.gallery_rows, left_out, slices, queries, frame, device), count, tiles.threads)
+    return before
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Items before a query tile, given by its ``number``, and the pairs of both that count nowhere."""
+
+    items: _Items
+    number: int
+    left_out: Pairs
+
+
+def _tiles(
+    part: Part,
+    rows: int,
+    left_out: Pairs,
+    slices: Sequence[slice],
+    queries: Sequence[_Queries],
+    frame: Frame,
+    device: torch.device,
+) -> Generator[_Tile, None, None]:
+    """Each ``rows`` of the gallery before all query tiles that have targets."""
+    order = left_out[1].argsort(stable=True)
+    left_out_q, left_out_g = left_out[0][order], left_out[1][order].contiguous()
+    for start in range(0, len(part), rows):
+        stop = min(start + rows, len(part))
+        items = _Items(part.rows[part.row_G[start:stop]].to(device), part.index_G[start:stop].to(device), frame)
+        inside = slice(*torch.searchsorted(left_out_g, torch.tensor([start, stop])).tolist())
+        q, g = left_out_q[inside], left_out_g[inside] - start
+        for number, tile in enumerate(slices):
+            if queries[number].targets.index_QP.shape[1]:
+                own = (q >= tile.start) & (q < tile.stop)
+                yield _Tile(items, number, ((q[own] - tile.start).to(device), g[own].to(device)))
+
+
+class _Counter:
+    """Counts within tiles, on ``device``, in one thread. Memory for tiles stays: fresh memory would cost as much as looking at a
+    tile."""
+
+    def __init__(self, tiles: Tiles, frame: Frame, device: torch.device) -> None:
+        self._tiles, self._frame, self._device = tiles, frame, device
         self._memory: dict[torch.dtype, torch.Tensor] = {}
 
-    def before(self, query: Rows, left_out: Pairs, slices: Sequence[slice], targets: Sequence[Targets]) -> list[torch.Tensor]:
-        """Of each tile of a block of queries, which are ``slices`` of it, how many items come before each of its ``targets``:
-        ``before_QP``, on the device. ``left_out``: pairs (query, item) that count nowhere."""
-        part, device, frame = self._part, self._device, Frame.of(query, self._part.rows, self._device)
-        queries = [
-            _Queries(query[rows].to(device), target, frame, torch.float32) for rows, target in zip(slices, targets, strict=True)
-        ]
-        before = [torch.zeros_like(each.index_QP) for each in targets]
-        order = left_out[1].argsort(stable=True)
-        left_out_q, left_out_g = left_out[0][order], left_out[1][order].contiguous()
-        for start in range(0, len(part), self._tiles.gallery_rows):
-            stop = min(start + self._tiles.gallery_rows, len(part))
-            items = _Items(part.rows[part.row_G[start:stop]].to(device), part.index_G[start:stop].to(device), frame)
-            inside = slice(*torch.searchsorted(left_out_g, torch.tensor([start, stop])).tolist())
-            q, g = left_out_q[inside], left_out_g[inside] - start
-            for rows, some, count_QP in zip(slices, queries, before, strict=True):
-                if count_QP.shape[1]:
-                    own = (q >= rows.start) & (q < rows.stop)
-                    count_QP += self._before_in(items, some, ((q[own] - rows.start).to(device), g[own].to(device)), frame)
-        return before
-
-    def _before_in(self, items: _Items, queries: _Queries, left_out: Pairs, frame: Frame) -> torch.Tensor:
+    def before_in(self, items: _Items, queries: _Queries, left_out: Pairs) -> torch.Tensor:
         """``before_QP`` within a tile. A row of float32 with many doubts is screened again by float64."""
         own, dtype = queries.screened, queries.dtype
         other = items.screened(dtype)
         product_QG = products(own, other, self._place(len(own), len(other), dtype))
         product_QG[left_out] = torch.inf
-        windows = queries.windows(bound(own, other, frame, queries.rows.metric))
+        windows = queries.windows(bound(own, other, self._frame, queries.rows.metric))
         most = len(other) // DOUBTS if dtype == torch.float32 else len(other)
-        seen = look(product_QG, (other.squared_N / 2).to(dtype), windows, self._threads, self._tiles.look_numbers, most)
+        seen = look(product_QG, (other.squared_N / 2).to(dtype), windows, self._tiles.look_numbers, most)
         before_QP = seen.before_QP
         if len(seen.q):
             before_QP += count_exactly(queries.rows, queries.targets, items.rows, items.index_G, seen.q, seen.g)
@@ -97,8 +138,8 @@ class Counter:
             place_Q[again] = torch.arange(len(again), device=self._device)
             q, g = left_out
             kept = place_Q[q] >= 0
-            finer = _Queries(queries.rows[again], queries.targets[again], frame, torch.float64)
-            before_QP[again] = self._before_in(items, finer, (place_Q[q[kept]], g[kept]), frame)
+            finer = _Queries(queries.rows[again], queries.targets[again], self._frame, torch.float64)
+            before_QP[again] = self.before_in(items, finer, (place_Q[q[kept]], g[kept]))
         return before_QP
 
     def _place(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
@@ -109,7 +150,7 @@ class Counter:
 
 
 class _Queries:
-    """A tile of queries and their targets on the device, screened by ``dtype``."""
+    """A tile of queries and their targets on the device, screened by ``dtype``. Several threads may ask it at once."""
 
     def __init__(self, rows: Rows, targets: Targets, frame: Frame, dtype: torch.dtype) -> None:
         self.rows, self.targets, self.dtype = rows, targets, dtype
@@ -119,20 +160,21 @@ class _Queries:
 
     def windows(self, bound_Q: torch.Tensor) -> Windows:
         """Windows around the targets, the last ones where they suit: to make them takes a twentieth of a product's time."""
-        if self._windows is None or not self._windows.suit(bound_Q):
-            self._windows = Windows.around(self._distance_QP, self.screened, bound_Q)
-        return self._windows
+        windows = self._windows  # the same throughout, whatever another thread puts in its place
+        if windows is None or not windows.suit(bound_Q):
+            windows = self._windows = Windows.around(self._distance_QP, self.screened, bound_Q)
+        return windows
 
 
 class _Items:
-    """A tile of this rank's items on the device: as given, and screened."""
+    """A tile of this rank's items on the device: as given, and screened. Several threads may ask it at once."""
 
     def __init__(self, rows: Rows, index_G: torch.Tensor, frame: Frame) -> None:
         self.rows, self.index_G, self._frame = rows, index_G, frame
-        self._screened: dict[torch.dtype, Screened] = {}
+        self._screened = {torch.float32: screened(rows, frame, torch.float32)}
 
     def screened(self, dtype: torch.dtype) -> Screened:
-        """By float32 or float64."""
+        """By float32 or float64, which few tiles need."""
         if dtype not in self._screened:
             self._screened[dtype] = screened(self.rows, self._frame, dtype)
         return self._screened[dtype]

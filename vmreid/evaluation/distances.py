@@ -6,17 +6,19 @@ A matrix product may add its terms in another order for every shape, thread coun
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 
+from vmreid.evaluation.pair_sums import pair_sums
+
 Metric = Literal["euclidean", "cosine"]
 METRICS: tuple[Metric, ...] = ("euclidean", "cosine")
 ROWS = 1024  # of float64 at once
-PAIR_NUMBERS = {"cpu": 1 << 18, "cuda": 1 << 24}  # float64 numbers at once where pairs are measured; on a CPU a cache holds them
+PAIR_NUMBERS = {"cpu": 1 << 22, "cuda": 1 << 24}  # numbers of the pairs that are measured at once
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ def exact_sqrt(x: torch.Tensor) -> torch.Tensor:
 
 def prepare(features_NF: torch.Tensor, metric: Metric) -> Rows:
     """Rows with their lengths: finite exactly where a row is finite and its square not too large for float64."""
+    if features_NF.device.type == "cpu":
+        row = torch.arange(len(features_NF))
+        return Rows(features_NF, exact_sqrt(pair_sums(features_NF, features_NF, row, row, of_squares=False)), metric)
     length_N = torch.empty(len(features_NF), dtype=torch.float64, device=features_NF.device)
     for start in range(0, len(features_NF), ROWS):
         wide_NF = features_NF[start : start + ROWS].double()
@@ -73,9 +78,17 @@ def exact_distances(query: Rows, gallery: Rows) -> torch.Tensor:
     return ordered_sum(difference_NF.mul_(difference_NF))
 
 
+def pair_distances(query: Rows, gallery: Rows, q: torch.Tensor, g: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """``exact_distances`` of the pairs of rows (q, g), on ``device``; on a CPU compiled code takes the same sums."""
+    if device.type != "cpu":
+        return exact_distances(query[q].to(device), gallery[g].to(device))
+    sums = pair_sums(query.x_NF, gallery.x_NF, q, g, of_squares=query.metric == "euclidean")
+    return 1 - sums / (query.length_N[q] * gallery.length_N[g]) if query.metric == "cosine" else sums
+
+
 def pairs_at_once(
     q: torch.Tensor, g: torch.Tensor, width: int, device: torch.device
-) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+) -> Generator[tuple[slice, torch.Tensor, torch.Tensor], None, None]:
     """The pairs (q, g), with their slice, so many at once as suit ``exact_distances`` of rows of ``width`` on ``device``."""
     chunk = max(1, PAIR_NUMBERS[device.type] // width)
     for start in range(0, len(q), chunk):

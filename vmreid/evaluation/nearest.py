@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vmreid.distributed import concatenate_over_ranks
-from vmreid.evaluation.distances import Metric, exact_distances, pairs_at_once, prepare
+from vmreid.evaluation.distances import Metric, pair_distances, pairs_at_once, prepare
 from vmreid.evaluation.features import JUNK, Features
 from vmreid.evaluation.protocol import QueryRanks
 
@@ -68,7 +68,7 @@ def nearest(
         pairs = pairs_at_once(torch.full_like(kept, q), kept, rows.x_NF.shape[1], kept.device)
         distance = torch.empty(len(kept), dtype=torch.float64)
         for some, qs, gs in pairs:
-            distance[some] = exact_distances(rows[qs], part[gs])
+            distance[some] = pair_distances(rows, part, qs, gs, kept.device)
         index = gallery_index_part[kept]
         first = _order(distance, index)[:count]
         triples.append(torch.stack([torch.full_like(first, q), index[first], distance[first].view(torch.int64)], dim=1))

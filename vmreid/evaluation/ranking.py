@@ -8,18 +8,18 @@ distances, so ranks depend on the features alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
 
 from vmreid.distributed import concatenate_over_ranks, sum_over_ranks
-from vmreid.evaluation.counting import Counter, Pairs, Part
-from vmreid.evaluation.distances import Metric, Rows, exact_distances, pairs_at_once
+from vmreid.evaluation.counting import Pairs, Part, count_before
+from vmreid.evaluation.distances import Metric, Rows, pair_distances, pairs_at_once
 from vmreid.evaluation.features import Features, checked
 from vmreid.evaluation.protocol import QueryRanks
 from vmreid.evaluation.reorder import Reranking
 from vmreid.evaluation.screen import plain_products
+from vmreid.evaluation.threads import on_threads
 from vmreid.evaluation.tiles import GIB, Tiles
 from vmreid.evaluation.windows import Targets
 from vmreid.recipes.schema import MEMORY_GIB
@@ -57,14 +57,17 @@ class Search:
         self._rows, gallery_rows = checked(*_at_home((query, gallery_part), device, memory_gib), gallery_index_part, metric)
         self._query, self.device = query, device
         self._part = Part.of(gallery_part, gallery_rows, gallery_index_part)
-        self._tiles = Tiles.within(memory_gib, query.features.shape[1])
+        threads = torch.get_num_threads() if device.type == "cpu" else 1
+        self._tiles = Tiles.within(memory_gib, query.features.shape[1], threads)
         items, candidates = torch.tensor([len(gallery_part)]), torch.tensor([len(self._part)])
         counts = sum_over_ranks(torch.cat([items, candidates, self._part.of_one_pid(query.pids)]))
         self.items, self.candidates, self.pairs_Q = int(counts[0]), int(counts[1]), counts[2:]
 
     def blocks(self) -> Iterator[Block]:
         """All queries, those with few pairs of one pid first. The same on every rank but for the pairs."""
-        for rows in self._tiles.blocks(self.pairs_Q, self._rows.x_NF.shape[1]):
+        by_pid = self._query.pids.argsort(stable=True)  # so that queries of one pid find their pairs' rows in the cache
+        for places in self._tiles.blocks(self.pairs_Q[by_pid], self._rows.x_NF.shape[1]):
+            rows = by_pid[places]
             q, g = self._part.pairs_of_one_pid(self._query.pids[rows])
             positive = self._query.camids[rows][q] != self._part.camids_G[g]
             yield Block(rows, self._rows[rows], self._tiles.query_tiles(self.pairs_Q[rows]), (q, g), positive)
@@ -73,18 +76,20 @@ class Search:
         """All ranks. The positives of each tile of a block, over the whole gallery."""
         q, g = (each[block.positive] for each in block.pairs)
         distance = torch.empty(len(q), dtype=torch.float64)  # small results between large ones would scatter the memory
-        for some, qs, gs in pairs_at_once(q, g, block.query.x_NF.shape[1], self.device):
-            items = self._part.rows[self._part.row_G[gs]].to(self.device)
-            distance[some] = exact_distances(block.query[qs].to(self.device), items).cpu()
+
+        def measure(pairs: Iterator[tuple[slice, torch.Tensor, torch.Tensor]]) -> None:
+            for some, qs, gs in pairs:
+                distance[some] = pair_distances(block.query, self._part.rows, qs, self._part.row_G[gs], self.device).cpu()
+
+        on_threads(pairs_at_once(q, g, block.query.x_NF.shape[1], self.device), measure, self._tiles.threads)
         triples = torch.stack([q, self._part.index_G[g], distance.view(torch.int64)], dim=1)
         q, index, bits = concatenate_over_ranks(triples).unbind(1)
         return _by_tile(q, index, bits.contiguous().view(torch.float64), block.slices, self.device)
 
     def count(self, block: Block, targets: Sequence[Targets]) -> list[torch.Tensor]:
         """All ranks. How many items of other pids come before each target of a tile, over the whole gallery: ``before_QP``."""
-        with plain_products(self.device), ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            counter = Counter(self._part, self._tiles, threads, self.device)
-            counts = counter.before(block.query, block.pairs, block.slices, targets)
+        with plain_products(self.device):
+            counts = count_before(self._part, self._tiles, block.query, block.pairs, block.slices, targets, self.device)
         return [sum_over_ranks(before_QP.cpu()) for before_QP in counts]
 
 
@@ -146,10 +151,8 @@ def _at_home(sides: tuple[Features, Features], device: torch.device, memory_gib:
 def _by_tile(
     q: torch.Tensor, index: torch.Tensor, distance: torch.Tensor, slices: Sequence[slice], device: torch.device
 ) -> list[Targets]:
-    """Order the positives of a block, in any order before, by query, distance and index, and pad them tile by tile."""
-    order = index.argsort(stable=True)
-    order = order[distance[order].argsort(stable=True)]
-    order = order[q[order].argsort(stable=True)]
+    """The positives of a block, in any order before, by query, distance and index, padded tile by tile."""
+    order = q.argsort(stable=True)
     q, index, distance = q[order], index[order], distance[order]
     number_Q = torch.bincount(q, minlength=slices[-1].stop)
     first_Q = number_Q.cumsum(0) - number_Q
@@ -161,5 +164,8 @@ def _by_tile(
         distance_QP = torch.full(shape, torch.inf, dtype=torch.float64)
         index_QP = torch.zeros(shape, dtype=torch.int64)
         distance_QP[place], index_QP[place] = distance[own], index[own]
+        index_QP, order_QP = index_QP.sort(dim=1)  # rows are short: to sort each takes less than half of sorting all
+        distance_QP, order_QP = distance_QP.gather(1, order_QP).sort(dim=1, stable=True)
+        index_QP = index_QP.gather(1, order_QP)
         targets.append(Targets(distance_QP.to(device), index_QP.to(device)))
     return targets

@@ -23,9 +23,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from vmreid.evaluation.compiled import compiled
 from vmreid.evaluation.distances import ROWS, Metric, Rows
+from vmreid.evaluation.pair_sums import pair_sums
 
 SAMPLE = 4096  # rows whose mean is the centre
 UNIT = 2.0**-53  # of float64
@@ -88,8 +91,13 @@ class Screened:
 
 def screened(rows: Rows, frame: Frame, dtype: torch.dtype) -> Screened:
     """Shift and scale ``rows``, and round to ``dtype``."""
-    finer = torch.promote_types(frame.dtype, dtype)
     y_NF = torch.empty(rows.x_NF.shape, dtype=dtype, device=rows.x_NF.device)
+    if rows.x_NF.device.type == "cpu":
+        length_N, row = rows.length_N if rows.metric == "cosine" else torch.ones_like(rows.length_N), torch.arange(len(rows))
+        given = (each.numpy() for each in (rows.x_NF.detach(), length_N, frame.centre_F, y_NF))
+        compiled(_shift)(*given, 2.0**frame.exponent)
+        return Screened(y_NF, pair_sums(y_NF, y_NF, row, row, of_squares=False))
+    finer = torch.promote_types(frame.dtype, dtype)
     squared_N = torch.empty(len(rows), dtype=torch.float64, device=rows.x_NF.device)
     for start in range(0, len(rows), ROWS):
         part = slice(start, start + ROWS)
@@ -97,6 +105,12 @@ def screened(rows: Rows, frame: Frame, dtype: torch.dtype) -> Screened:
         y_NF[part] = x_NF * 2.0**frame.exponent - frame.centre_F.to(x_NF.dtype)
         squared_N[part] = y_NF[part].square().sum(dim=1, dtype=torch.float64)
     return Screened(y_NF, squared_N)
+
+
+def _shift(x_NF: np.ndarray, length_N: np.ndarray, centre_F: np.ndarray, y_NF: np.ndarray, scale: float) -> None:
+    for row in range(len(x_NF)):
+        for f in range(len(centre_F)):
+            y_NF[row, f] = x_NF[row, f] / length_N[row] * scale - centre_F[f]
 
 
 def _measured(rows: Rows, dtype: torch.dtype) -> torch.Tensor:

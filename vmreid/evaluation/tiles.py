@@ -12,11 +12,16 @@ EVEN = 64  # a product of 3276 rows takes a third longer than one of 3264
 LOOK_NUMBERS = 1 << 18  # at most: what a thread makes of them stays in its cache
 
 
+def _even(rows: int) -> int:
+    return rows - rows % EVEN if rows > EVEN else max(1, rows)
+
+
 @dataclass(frozen=True)
 class Tiles:
-    """``block_bytes`` of queries and their targets that walk the gallery together; rows of a tile; ``edges`` of a query tile, and
-    numbers of a tile that a thread looks at, at once."""
+    """``threads`` that each have a tile; ``block_bytes`` of queries and their targets that walk the gallery together; rows of a
+    tile; ``edges`` of a query tile, and numbers of a tile that a thread looks at, at once."""
 
+    threads: int
     block_bytes: int
     query_rows: int
     gallery_rows: int
@@ -24,22 +29,21 @@ class Tiles:
     look_numbers: int
 
     @staticmethod
-    def within(memory_gib: float, width: int) -> Tiles:
+    def within(memory_gib: float, width: int, threads: int) -> Tiles:
         """Tiles for features of ``width`` that take ``memory_gib`` beyond the features themselves, whatever the gallery's size.
 
-        In bytes: a gallery row takes 16 a column (as given, float32, float64); a number of the tile 12 (float32 and float64);
-        an edge 48; a number looked at 8.
+        In bytes: a gallery row takes 8 a column (as given and float32) in each thread, or as much again for float64; a number of
+        the tile 12 (float32 and float64); an edge 48; a number looked at 8.
         """
         part = int(memory_gib * GIB / 8)
-        gallery_rows = max(1, min(GALLERY_ROWS, part // (16 * width)))
-        if gallery_rows > EVEN:
-            gallery_rows -= gallery_rows % EVEN
+        gallery_rows = _even(min(GALLERY_ROWS, part // (8 * max(2, threads) * width)))
         return Tiles(
+            threads=threads,
             block_bytes=3 * part,
-            query_rows=max(1, min(QUERY_ROWS, 2 * part // (12 * gallery_rows))),
+            query_rows=_even(min(QUERY_ROWS, 2 * part // (12 * threads * gallery_rows))),
             gallery_rows=gallery_rows,
-            edges=part // 48,
-            look_numbers=max(1, min(LOOK_NUMBERS, part // (8 * torch.get_num_threads()))),
+            edges=part // (48 * threads),
+            look_numbers=max(1, min(LOOK_NUMBERS, part // (8 * threads))),
         )
 
     def blocks(self, pairs_Q: torch.Tensor, width: int) -> list[torch.Tensor]:

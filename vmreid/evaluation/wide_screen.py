@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vmreid.evaluation.distances import Rows, exact_distances, pairs_at_once
+from vmreid.evaluation.distances import Rows, pair_distances, pairs_at_once
 
 
 def screen(rows: Rows, columns: Rows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,7 +27,7 @@ def measured(rows: Rows, columns: Rows, r: torch.Tensor, c: torch.Tensor) -> tor
     """``exact_distances`` of the pairs (r, c), a few at once."""
     distance = torch.empty(len(r), dtype=torch.float64, device=r.device)
     for some, some_r, some_c in pairs_at_once(r, c, rows.x_NF.shape[1], r.device):
-        distance[some] = exact_distances(rows[some_r], columns[some_c])
+        distance[some] = pair_distances(rows, columns, some_r, some_c, r.device)
     return distance
 
 

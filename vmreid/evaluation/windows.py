@@ -4,18 +4,16 @@ A target that is known by ``farness`` (``screen.py``) within a bound is a window
 are the edges start, end, start, end, ...; an item has passed an even number of edges if it is sure, an odd number if it lies in
 a window and is in doubt. Most items lie beyond the last window and are never looked at twice.
 
-On a CPU compiled code looks at a tile row by row (``pass_edges.py``), in as many threads as torch has.
+On a CPU compiled code looks at a tile row by row (``pass_edges.py``).
 """
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from vmreid.evaluation.distances import Rows, exact_distances, pairs_at_once
+from vmreid.evaluation.distances import Rows, pair_distances, pairs_at_once
 from vmreid.evaluation.pass_edges import pass_edges
 from vmreid.evaluation.screen import Screened
 
@@ -36,10 +34,11 @@ class Targets:
 
 @dataclass(frozen=True)
 class Windows:
-    """``edge_QE`` ascending, padded with inf to a power of two that is above their number; the last edge ``reach_Q``, -inf
-    where there is none; ``window_QP``: number of each target's window; ``bound_Q``: half a target's width."""
+    """``tree_QE``: the edges and inf, a power of two in all, as a tree for binary search: at 1 the middle one, at 2n and 2n + 1
+    the middle ones of what is below and above that at n. The last edge ``reach_Q``, -inf where there is none; ``window_QP``:
+    number of each target's window; ``bound_Q``: half a target's width."""
 
-    edge_QE: torch.Tensor
+    tree_QE: torch.Tensor
     reach_Q: torch.Tensor
     window_QP: torch.Tensor
     bound_Q: torch.Tensor
@@ -61,7 +60,7 @@ class Windows:
             q, p = chosen_QP.nonzero(as_tuple=True)
             edge_QE[q, 2 * window_QP[q, p] + side] = value_QP[q, p].to(edge_QE.dtype)
         reach_Q = edge_QE.masked_fill(edge_QE.isinf(), -torch.inf).amax(dim=1)
-        return Windows(edge_QE, reach_Q, window_QP, bound_Q)
+        return Windows(edge_QE.index_select(1, _tree(size).to(edge_QE.device)), reach_Q, window_QP, bound_Q)
 
     def suit(self, bound_Q: torch.Tensor) -> bool:
         """Whether they are wide enough for this bound, and not much wider."""
@@ -79,44 +78,41 @@ class Seen:
     doubts_Q: torch.Tensor
 
 
-def look(
-    product_QG: torch.Tensor, half_G: torch.Tensor, windows: Windows, threads: ThreadPoolExecutor, numbers: int, most: int
-) -> Seen:
-    """Count what a tile of ``products`` tells for sure; ``half_G`` |g|²/2 makes farness of it, in its place.
+def _tree(size: int) -> torch.Tensor:
+    """Which of ``size`` edges, ascending, lies at each place of their tree; the last one, which is inf, at 0."""
+    levels = [torch.arange((1 << level) - 1, size, 2 << level) for level in reversed(range(size.bit_length() - 1))]
+    return torch.cat([torch.tensor([size - 1]), *levels])
 
-    On a CPU a thread looks at ``numbers`` of the tile at once. Of a row with more than ``most`` doubts, the doubtful pairs are
+
+def look(product_QG: torch.Tensor, half_G: torch.Tensor, windows: Windows, numbers: int, most: int) -> Seen:
+    """Count what a tile of ``products`` tells for sure; ``half_G`` |g|²/2 makes farness of it. Not kept: ``product_QG``.
+
+    On a CPU ``numbers`` of the tile are looked at at once. Of a row with more than ``most`` doubts, the doubtful pairs are
     not listed.
     """
-    columns, whole = product_QG.shape[1], (product_QG, windows.edge_QE, windows.reach_Q)
-    if product_QG.device.type == "cpu":
-        rows, half = max(1, numbers // columns), half_G.numpy()
-        parts = list(zip(*([part.numpy() for part in torch.split(each, rows)] for each in whole), strict=True))
-        found = list(threads.map(lambda part: pass_edges(part[0], half, part[1], part[2], most), parts))
-        count_QE = torch.from_numpy(np.concatenate([count for count, _ in found]))
-        starts = range(0, product_QG.numel(), rows * columns)
-        item = torch.from_numpy(np.concatenate([item + start for (_, item), start in zip(found, starts, strict=True)]))
-    else:
-        count_QE, item = _pass_edges(*whole, half_G, most)
-    before_QP = count_QE[:, 0::2].cumsum(dim=1).gather(1, windows.window_QP.clamp_min(0))
-    return Seen(before_QP, item // columns, item % columns, count_QE[:, 1::2].sum(dim=1))
+    given = product_QG, half_G, windows.tree_QE, windows.reach_Q, most
+    before_QW, doubts_Q, item = pass_edges(*given, numbers) if product_QG.device.type == "cpu" else _pass_edges(*given)
+    before_QP, columns = before_QW.gather(1, windows.window_QP.clamp_min(0)), product_QG.shape[1]
+    return Seen(before_QP, item // columns, item % columns, doubts_Q)
 
 
 def _pass_edges(
-    far_QG: torch.Tensor, edge_QE: torch.Tensor, reach_Q: torch.Tensor, half_G: torch.Tensor, most: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+    far_QG: torch.Tensor, half_G: torch.Tensor, tree_QE: torch.Tensor, reach_Q: torch.Tensor, most: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``pass_edges`` on a GPU, by whole tensors."""
-    (rows, columns), size = far_QG.shape, edge_QE.shape[1]
+    (rows, columns), size = far_QG.shape, tree_QE.shape[1]
     far_QG += half_G
     item = _nonzero((far_QG <= reach_Q[:, None]).reshape(-1))
-    far, edge = far_QG.reshape(-1).take(item), edge_QE.reshape(-1)
-    passed, step = item // columns * size, size // 2
-    while step:
-        passed += (edge[step - 1 :].take(passed) < far) * step
-        step //= 2
+    far, tree, row = far_QG.reshape(-1).take(item), tree_QE.reshape(-1), item // columns * size
+    node, level = torch.ones_like(item), size // 2
+    while level:
+        node += node + (tree.take(row + node) < far)
+        level //= 2
+    passed = row + node - size
     count_QE = torch.bincount(passed, minlength=rows * size).reshape(rows, size)
+    before_QW, doubts_Q = count_QE[:, 0::2].cumsum(dim=1), count_QE[:, 1::2].sum(dim=1)
     doubtful = item[_nonzero(passed & 1 == 1)]
-    listed_Q = count_QE[:, 1::2].sum(1) <= most
-    return count_QE, doubtful[_nonzero(listed_Q[doubtful // columns])]
+    return before_QW, doubts_Q, doubtful[_nonzero((doubts_Q <= most)[doubtful // columns])]
 
 
 def _nonzero(mask: torch.Tensor) -> torch.Tensor:
@@ -134,7 +130,7 @@ def count_exactly(
     index = torch.nn.functional.pad(targets.index_QP, padding, value=NONE_AFTER).reshape(-1)
     places = torch.empty_like(q)
     for some, qs, gs in pairs_at_once(q, g, query.x_NF.shape[1], q.device):
-        exact, own = exact_distances(query[qs], gallery[gs]), index_G[gs]
+        exact, own = pair_distances(query, gallery, qs, gs, q.device), index_G[gs]
         place, step = qs * size, size // 2
         while step:
             probe = place + (step - 1)
