@@ -1,8 +1,8 @@
 """What a CPU does with some rows of a tile of products: one walk along each row, which numba compiles at first use.
 
 Nothing is branched on item by item: most items lie beyond the last edge, eight of them are passed over at once, and the others
-search their places side by side. A step of the search adds what a comparison gave: a choice between two numbers would become a
-jump that no processor foresees, for some of them.
+search their places side by side. A step of the search adds what a comparison gave: of a choice between two numbers the compiler
+makes a jump for some processors, which they cannot foresee.
 """
 
 from __future__ import annotations
