@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from vmreid.data.handover import SLOTS, Parcel, Slots, Unpacked
+from vmreid.data.handover import Parcel, Slots, Unpacked, forked
 from vmreid.timing import device_name
 from vmreid.versions import versions
 
@@ -41,10 +41,7 @@ def milliseconds(workers: int, by_slots: bool) -> tuple[float, float]:
     """A batch, by the clock and of this process."""
     warm = WARM * workers
     ready = Ready(workers, (TIMED + warm) // workers + 1, by_slots)
-    pin = torch.cuda.is_available()
-    loader = DataLoader(
-        ready, batch_size=None, num_workers=workers, prefetch_factor=SLOTS, multiprocessing_context="fork", pin_memory=pin
-    )
+    loader = DataLoader(ready, batch_size=None, pin_memory=torch.cuda.is_available(), **forked(workers))
     for number, parcel in enumerate(loader):
         if not isinstance(parcel, Unpacked):
             parcel.unpack()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from vmreid.data.handover import SLOTS, Parcel, Slots, Unpacked
+from vmreid.data.handover import Parcel, Slots, Unpacked, forked
 
 SIZE, BATCH = (6, 4), 3
 LONG, SHORT = 24, 1  # batches of the first worker and of the others
@@ -36,12 +36,7 @@ class Batches(IterableDataset[Parcel]):
 
 
 def loaded(workers: int, batches: Batches | None = None) -> Iterator[Parcel]:
-    return iter(
-        DataLoader(
-            batches or Batches(workers), batch_size=None, num_workers=workers,
-            prefetch_factor=SLOTS if workers else None, multiprocessing_context="fork" if workers else None,
-        )
-    )  # fmt: skip
+    return iter(DataLoader(batches or Batches(workers), batch_size=None, **forked(workers)))
 
 
 def facts(batch: Unpacked) -> list[tuple[int, int]]:

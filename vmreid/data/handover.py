@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -29,7 +29,7 @@ class Unpacked(NamedTuple):
 
 class Slots:
     """Where the workers of one loader leave batches of at most ``batch_size`` pictures of one ``size`` (height, width). To be
-    made before the workers are, which must be forked."""
+    made before the workers are, and these by ``forked``."""
 
     def __init__(self, workers: int, batch_size: int, size: tuple[int, int]) -> None:
         # A page is taken when it is first written to: never, by a loader without workers
@@ -38,13 +38,13 @@ class Slots:
         self.full_WS = _shared(*places)
         _there[id(self)] = self
 
-    def send(self, images: Sequence[torch.Tensor], numbers_NB: np.ndarray) -> Parcel:
+    def send(self, images: list[torch.Tensor], numbers_NB: np.ndarray) -> Parcel:
         """In a worker: a batch for the process that has made it."""
         worker = get_worker_info()
         slot = self._free(worker.id) if worker else None
         if worker is None or slot is None:
-            return Parcel(numbers_NB, torch.stack(list(images)), None)
-        torch.stack(list(images), out=self.images_WSBCHW[worker.id, slot, : len(images)])
+            return Parcel(numbers_NB, torch.stack(images), None)
+        torch.stack(images, out=self.images_WSBCHW[worker.id, slot, : len(images)])
         self.full_WS[worker.id, slot] = 1
         return Parcel(numbers_NB, None, Place(id(self), worker.id, slot, len(images)))
 
@@ -52,6 +52,11 @@ class Slots:
         """None where other workers have ended, and this one is asked for their batches too."""
         free = (self.full_WS[worker] == 0).nonzero()
         return int(free[0]) if len(free) else None
+
+
+def forked(workers: int) -> dict[str, Any]:
+    """DataLoader's settings for so many that share what this process has mapped."""
+    return {"num_workers": workers, "prefetch_factor": SLOTS, "multiprocessing_context": "fork"} if workers else {}
 
 
 @dataclass(frozen=True)

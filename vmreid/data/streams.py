@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from webdataset import tariterators
 
 from vmreid.data.folder import Place, as_folder
-from vmreid.data.handover import SLOTS, Parcel, Slots
+from vmreid.data.handover import Parcel, Slots, forked
 from vmreid.data.identity_batches import Draw, IdentityBatches
 from vmreid.data.manifest import REWRITE, UNKNOWN, Split, check_digest
 from vmreid.data.pictures import decode
@@ -220,7 +220,7 @@ def _outlive_a_signal(worker: int) -> None:
 
 
 def _batches(
-    samples: wds.DataPipeline, workers: int, batch_size: int, size: tuple[int, int], *, partial: bool
+    pipeline: wds.DataPipeline, workers: int, batch_size: int, size: tuple[int, int], *, partial: bool
 ) -> Iterator[Batch]:
     """A generator of its own keeps the loader from drawing from the global one, which a resumed run would see moved."""
     slots = Slots(workers, batch_size, size)
@@ -229,17 +229,15 @@ def _batches(
         numbers_7B = np.array([[sample[name] for sample in samples] for name in NUMBERS], dtype=np.int64)
         return slots.send([sample["image"] for sample in samples], numbers_7B)
 
-    samples.append(wds.batched(batch_size, collation_fn=collate, partial=partial))
-    samples.append(_caught)
+    pipeline.append(wds.batched(batch_size, collation_fn=collate, partial=partial))
+    pipeline.append(_caught)
     loader: DataLoader[Parcel | _Failure] = DataLoader(
-        samples,
+        pipeline,
         batch_size=None,
-        num_workers=workers,
-        prefetch_factor=SLOTS if workers else None,
-        multiprocessing_context="fork" if workers else None,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_outlive_a_signal,
         pin_memory=torch.cuda.is_available(),
+        **forked(workers),
     )
     for arrived in loader:
         if isinstance(arrived, _Failure):

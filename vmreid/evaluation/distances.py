@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from vmreid.evaluation.pair_sums import pair_sums
+from vmreid.evaluation.pair_sums import pair_sums, squared_lengths
 
 Metric = Literal["euclidean", "cosine"]
 METRICS: tuple[Metric, ...] = ("euclidean", "cosine")
@@ -61,8 +61,7 @@ def exact_sqrt(x: torch.Tensor) -> torch.Tensor:
 def prepare(features_NF: torch.Tensor, metric: Metric) -> Rows:
     """Rows with their lengths: finite exactly where a row is finite and its square not too large for float64."""
     if features_NF.device.type == "cpu":
-        row = torch.arange(len(features_NF))
-        return Rows(features_NF, exact_sqrt(pair_sums(features_NF, features_NF, row, row, of_squares=False)), metric)
+        return Rows(features_NF, exact_sqrt(squared_lengths(features_NF)), metric)
     length_N = torch.empty(len(features_NF), dtype=torch.float64, device=features_NF.device)
     for start in range(0, len(features_NF), ROWS):
         wide_NF = features_NF[start : start + ROWS].double()

@@ -15,6 +15,12 @@ def pair_sums(x_NF: torch.Tensor, y_MF: torch.Tensor, x: torch.Tensor, y: torch.
     return torch.from_numpy(sums)
 
 
+def squared_lengths(x_NF: torch.Tensor) -> torch.Tensor:
+    """Of each row sum(x²), in float64."""
+    row = torch.arange(len(x_NF))
+    return pair_sums(x_NF, x_NF, row, row, of_squares=False)
+
+
 def _sums(x_NF: np.ndarray, y_MF: np.ndarray, x: np.ndarray, y: np.ndarray, of_squares: bool, sums: np.ndarray) -> None:
     width = x_NF.shape[1]
     term_F = np.empty(width, np.float64)

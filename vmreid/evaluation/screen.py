@@ -28,7 +28,7 @@ import torch
 
 from vmreid.evaluation.compiled import compiled
 from vmreid.evaluation.distances import ROWS, Metric, Rows
-from vmreid.evaluation.pair_sums import pair_sums
+from vmreid.evaluation.pair_sums import squared_lengths
 
 SAMPLE = 4096  # rows whose mean is the centre
 UNIT = 2.0**-53  # of float64
@@ -93,10 +93,10 @@ def screened(rows: Rows, frame: Frame, dtype: torch.dtype) -> Screened:
     """Shift and scale ``rows``, and round to ``dtype``."""
     y_NF = torch.empty(rows.x_NF.shape, dtype=dtype, device=rows.x_NF.device)
     if rows.x_NF.device.type == "cpu":
-        length_N, row = rows.length_N if rows.metric == "cosine" else torch.ones_like(rows.length_N), torch.arange(len(rows))
+        length_N = rows.length_N if rows.metric == "cosine" else torch.ones_like(rows.length_N)
         given = (each.numpy() for each in (rows.x_NF.detach(), length_N, frame.centre_F, y_NF))
         compiled(_shift)(*given, 2.0**frame.exponent)
-        return Screened(y_NF, pair_sums(y_NF, y_NF, row, row, of_squares=False))
+        return Screened(y_NF, squared_lengths(y_NF))
     finer = torch.promote_types(frame.dtype, dtype)
     squared_N = torch.empty(len(rows), dtype=torch.float64, device=rows.x_NF.device)
     for start in range(0, len(rows), ROWS):
