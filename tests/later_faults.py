@@ -11,7 +11,7 @@ LATER = (
           "from vmreid.engine.prepare import flat, make_plan\n", "from vmreid.engine.prepare import flat, prepare as make_plan\n",
           "tests/launcher/test_dry_run.py"),
     ("monitors: states in the scan's reverse order", "vmreid/engine/scan_statistics.py",
-          "delta_BKDL.flip(3).cumsum(3).flip(3) - delta_BKDL", "delta_BKDL.cumsum(3) - delta_BKDL",
+          "delta_SBKDL.flip(4).cumsum(4).flip(4) - delta_SBKDL", "delta_SBKDL.cumsum(4) - delta_SBKDL",
           "tests/engine/test_monitors.py::test_the_last_states_are_the_scans_own"),
     ("monitors: the update is taken before the step", "vmreid/engine/trainer.py",
           "        if monitor:\n            monitor.after()\n", "", "tests/engine/test_monitors.py"),

@@ -12,7 +12,7 @@ from tiny import BASE, SMALL, plan_run, read_json_lines, train_on_ranks, write_s
 
 from vmreid.engine.layer_rules import layer_warnings
 from vmreid.engine.looks import keep_looks_until
-from vmreid.engine.scan_statistics import scan_statistics
+from vmreid.engine.scan_statistics import Scans, scan_statistics
 from vmreid.kernels.reference import selective_scan_reference
 from vmreid.kernels.watch import Scanned
 from vmreid.recipes.schema import Train
@@ -50,6 +50,20 @@ def test_statistics_of_a_scan_with_one_step_size() -> None:
     assert scan_statistics(scan_of(5e-5, (1.0, 2.0)))["dead_share"] == 1
     assert scan_statistics(scan_of(0.05, (3.0, 3.0)))["alike_share"] == 1
     assert scan_statistics(scan_of(0.05, (3.0,)))["alike_share"] == 0, "one state is like itself"
+
+
+def test_scans_that_are_looked_at_together_are_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two fit into what is looked at together; the last but one has another length."""
+    monkeypatch.setattr("vmreid.engine.scan_statistics.TOGETHER", 2 * scan_of(0.1, (1.0, 2.0)).delta_BKDL.numel())
+    scans = [scan_of(delta, (1.0, 1 + delta), length) for delta, length in ((0.1, 5), (0.5, 5), (5e-5, 5), (0.2, 3), (0.3, 5))]
+    together = Scans()
+    for scan in scans:
+        together.add(scan)
+    seen = together.statistics()
+    assert [len(part) for part in seen["decay"]] == [2, 1, 1, 1]
+    for name, parts in seen.items():
+        alone = [float(scan_statistics(scan)[name]) for scan in scans]
+        assert torch.cat(parts).tolist() == pytest.approx(alone, rel=1e-6), name
 
 
 def test_the_last_states_are_the_scans_own() -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from vmreid.data.streams import Batch
-from vmreid.engine.scan_statistics import scan_statistics
+from vmreid.engine.scan_statistics import Scans
 from vmreid.engine.start import gathered, whole_gradient
 from vmreid.engine.training_module import TrainingModule
-from vmreid.kernels.watch import Scanned, watching
+from vmreid.kernels.watch import watching
 
 PICTURES = 2  # of rank 0's part of a batch that are looked at, the same for every number of ranks
 
@@ -28,63 +28,62 @@ class Monitor:
     """
 
     def __init__(self, module: TrainingModule, autocast: bool) -> None:
-        self._layers: defaultdict[str, list[torch.Tensor]] = defaultdict(list)  # scalars that nobody has waited for
+        self._layers: dict[str, list[torch.Tensor]] = {}  # of all blocks, in parts that nobody has waited for
         self._module, self._autocast = module, autocast
-        self._before: list[list[torch.Tensor]] = []
+        self._before: list[torch.Tensor] = []
         module.show_parameters()
         backbone = module.model.backbone
         names = {id(parameter): name for name, parameter in backbone.named_parameters()}
-        self._blocks = [[names[id(parameter)] for parameter in block.parameters()] for block in backbone.repeated_blocks()]
+        blocks = [list(block.parameters()) for block in backbone.repeated_blocks()]
+        self._parameters = list(itertools.chain(*blocks))
+        self._names, self._counts = [names[id(parameter)] for parameter in self._parameters], [len(block) for block in blocks]
 
     def forward(self, batch: Batch) -> None:
         """Run the backbone eagerly on a few pictures, without gradients."""
+        scans, outputs = Scans(), list[torch.Tensor]()
 
-        def scanned(inputs: Scanned) -> None:
-            for name, value in scan_statistics(inputs).items():
-                self._layers[name].append(value)
-
-        def left(_: nn.Module, __: Any, output: Any) -> None:
-            self._layers["output_rms"].append(output.float().square().mean().sqrt())
+        def left(_: nn.Module, __: Any, output: torch.Tensor) -> None:
+            outputs.append(output)
 
         model, device = self._module.model, batch.images_BCHW.device.type
         handles = [block.register_forward_hook(left) for block in model.backbone.repeated_blocks()]
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self._autocast), watching(scanned):
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=self._autocast), watching(scans.add):
             model.features(batch.images_BCHW[:PICTURES])
         for handle in handles:
             handle.remove()
+        self._layers["output_rms"] = [norm / output.numel() ** 0.5 for norm, output in zip(_norms(outputs), outputs, strict=True)]
+        self._layers |= scans.statistics()
 
     def backward(self) -> None:
         """Take the norms of the blocks' gradients, and keep their weights."""
         flat = self._module.flat
         pieces = flat.pieces_of(whole_gradient(flat.decay), whole_gradient(flat.no_decay)) if flat else {}
-        for names in self._blocks:
-            gradients = [pieces[name] if flat else whole_gradient(self._parameter(name)) for name in names]
-            self._layers["gradient_norm"].append(_norm(gradients))
-            self._before.append(self._weights(names))
+        self._layers["gradient_norm"] = [
+            self._norm_of_blocks([pieces[name] for name in self._names] if flat else map(whole_gradient, self._parameters))
+        ]
+        with gathered(self._parameters), torch.no_grad():
+            self._before = list(torch._foreach_mul([*self._parameters], 1.0))  # copies them in few kernels
 
     def after(self) -> None:
         """Compare the weights with those before the step."""
         self._module.show_parameters()
-        for names, before in zip(self._blocks, self._before, strict=True):
-            moved = _norm(torch._foreach_sub(self._weights(names), before))
-            self._layers["update_share"].append(moved / _norm(before).clamp_min(1e-12))
+        with gathered(self._parameters), torch.no_grad():
+            moved = torch._foreach_sub([*self._parameters], self._before)
+        self._layers["update_share"] = [self._norm_of_blocks(moved) / self._norm_of_blocks(self._before).clamp_min(1e-12)]
         self._before = []
 
     def numbers(self) -> dict[str, list[float]]:
         """What was seen, fetched from the device in one go."""
-        values = torch.stack([value.float() for values in self._layers.values() for value in values]).tolist()
-        rest = iter(values)
-        return {name: list(itertools.islice(rest, len(values))) for name, values in self._layers.items()}
+        seen = {name: torch.cat([part.reshape(-1) for part in parts]) for name, parts in self._layers.items()}
+        rest = iter(torch.cat(list(seen.values())).tolist())
+        return {name: list(itertools.islice(rest, len(values))) for name, values in seen.items()}
 
-    def _parameter(self, name: str) -> nn.Parameter:
-        return self._module.model.backbone.get_parameter(name)
-
-    def _weights(self, names: list[str]) -> list[torch.Tensor]:
-        parameters = [self._parameter(name) for name in names]
-        with gathered(parameters):
-            return [parameter.detach().clone() for parameter in parameters]
+    def _norm_of_blocks(self, tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+        """[blocks] of a tensor for each of their parameters."""
+        norm_N = torch.stack(_norms(list(tensors)))
+        return torch.stack([torch.linalg.vector_norm(part) for part in torch.split(norm_N, self._counts)])
 
 
-def _norm(tensors: list[torch.Tensor] | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    norm: torch.Tensor = torch.linalg.vector_norm(torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]))
-    return norm
+def _norms(tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    norms: tuple[torch.Tensor, ...] = torch._foreach_norm(tensors, 2, dtype=torch.float32)
+    return norms
