@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -55,11 +57,11 @@ class Scans:
         self._seen: dict[str, list[torch.Tensor]] = {}
 
     def add(self, scanned: Scanned) -> None:
-        """One more, of which no number may change until ``statistics``."""
+        """One more, of which no number may change until ``statistics``, but for its bias: ZeRO-3 takes a parameter away."""
         shape = scanned.delta_BKDL.shape
         if self._held and (shape != self._held[0].delta_BKDL.shape or (len(self._held) + 1) * shape.numel() > TOGETHER):
             self._look()
-        self._held.append(scanned)
+        self._held.append(replace(scanned, delta_bias_KD=scanned.delta_bias_KD.clone()))
 
     def statistics(self) -> dict[str, list[torch.Tensor]]:
         """What ``scan_statistics`` says of all, in their order and in parts; nothing where there were none."""
