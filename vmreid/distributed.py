@@ -9,19 +9,25 @@ from __future__ import annotations
 import datetime
 import os
 import socket
+import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from vmreid.errors import UserError
 from vmreid.lifeline import hold
 
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=30)
+SECONDS_TO_MEET = 600.0  # from the first rank to the last: nodes may be started by hand, and rank 0 may have a set to write
+SECONDS_BEFORE_A_WORD = 30.0  # of a node that waits for others
 _let_go: list[Callable[[], None]] = []  # of the line between the ranks
 
 
@@ -68,7 +74,10 @@ def place_from_environment() -> Place:
 
 
 def start_process_group(place: Place) -> None:
-    """All ranks. Join the default group (NCCL for tensors on GPUs, gloo for those on the CPU); no-op if joined."""
+    """All ranks. Join the default group (NCCL for tensors on GPUs, gloo for those on the CPU); no-op if joined.
+
+    Raises UserError where ranks do not meet within ``SECONDS_TO_MEET``.
+    """
     if dist.is_initialized():
         return
     if place.device.type == "cuda":
@@ -77,11 +86,36 @@ def start_process_group(place: Place) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _ranks_on_this_node(place)))
     backend = "cpu:gloo,cuda:nccl" if place.device.type == "cuda" else "gloo"
     if "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, rank=place.rank, world_size=place.world, timeout=TIMEOUT)
+        dist.init_process_group(backend, store=_meet(place), rank=place.rank, world_size=place.world, timeout=TIMEOUT)
         if place.device.type == "cuda" and place.world > 1:  # NCCL does not tell of a rank that died; gloo does
             _let_go.append(hold(place.rank, place.world, os.environ["MASTER_ADDR"], from_rank_0))
     else:  # one plain process: a store of its own, so that no port is taken
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+
+
+def _meet(place: Place) -> Store:
+    """All ranks. What they find each other by. A rank of another node may have ended before it came here, and cannot say so."""
+    at = f"{os.environ['MASTER_ADDR']}:{os.environ.get('MASTER_PORT')}"
+    awaited = f"rank 0 to answer at {at}" if place.rank else f"the other {place.world - 1} ranks to come to {at}"
+    word = threading.Timer(SECONDS_BEFORE_A_WORD, lambda: print(f"waiting for {awaited}", file=sys.stderr, flush=True))
+    word.daemon = True
+    if place.local_rank == 0:
+        word.start()
+    begin = time.monotonic()
+    try:
+        limit = datetime.timedelta(seconds=SECONDS_TO_MEET)
+        store: Store = next(rendezvous("env://", place.rank, place.world, timeout=limit))[0]
+    except dist.DistError as error:
+        if time.monotonic() - begin < SECONDS_TO_MEET:
+            raise
+        raise UserError(
+            f"waited {SECONDS_TO_MEET:.0f} s for {awaited}; see what the other nodes have printed, and that MASTER_ADDR and "
+            "MASTER_PORT are the first one's"
+        ) from error
+    finally:
+        word.cancel()
+    store.set_timeout(TIMEOUT)
+    return store
 
 
 def _ranks_on_this_node(place: Place) -> int:
