@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from pool import Pool
+from torch.distributed import distributed_c10d
 
 from launcher import score
 from vmreid.command import run
@@ -78,6 +79,17 @@ def fail_on_rank_1() -> None:
 def test_the_pool_raises_the_first_cause(ranks: Pool) -> None:
     with pytest.raises(ValueError, match="only rank 1"):
         ranks.run(3, fail_on_rank_1)
+    assert ranks.run(2, rank) == [0, 1]
+
+
+def leave_a_group_that_failed_to_form() -> None:
+    """On a rank of the pool: what is left where another rank has ended while this one was still joining."""
+    distributed_c10d.destroy_process_group()
+    distributed_c10d._world.group_count += 1
+
+
+def test_the_pool_goes_on_after_a_group_that_failed_to_form(ranks: Pool) -> None:
+    ranks.run(1, leave_a_group_that_failed_to_form)
     assert ranks.run(2, rank) == [0, 1]
 
 
