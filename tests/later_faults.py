@@ -87,7 +87,7 @@ LATER = (
     ("lifeline: rank 0 keeps to itself that one is dead", "vmreid/lifeline.py",
           "                    _send(ends.values(), LOST)\n", "", "tests/distributed/test_lifeline.py"),
     ("meeting: a node waits for the others as long as for a collective", "vmreid/distributed.py",
-          "timedelta(seconds=SECONDS_TO_MEET)", "timedelta(minutes=30)", "tests/distributed/test_meeting.py"),
+          "timedelta(seconds=SECONDS_TO_BEGIN)", "timedelta(minutes=30)", "tests/distributed/test_meeting.py"),
     ("monitors: a scan that is looked at later has lost its bias", "vmreid/engine/scan_statistics.py",
           "replace(scanned, delta_bias_KD=scanned.delta_bias_KD.clone())", "scanned",
           "tests/distributed/test_fused_on_ranks.py"),

@@ -11,7 +11,7 @@ from vmreid.distributed import free_port
 ALONE = """
 from vmreid import distributed
 from vmreid.command import run
-distributed.SECONDS_TO_MEET, distributed.SECONDS_BEFORE_A_WORD = 1.5, 0.5
+distributed.SECONDS_TO_BEGIN, distributed.SECONDS_BEFORE_A_WORD = 1.5, 0.5
 run(lambda _: distributed.start_process_group(distributed.place_from_environment()))
 """
 
