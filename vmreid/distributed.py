@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -26,6 +27,7 @@ from vmreid.lifeline import hold
 T = TypeVar("T")
 TIMEOUT = datetime.timedelta(minutes=30)
 SECONDS_TO_BEGIN = 600.0  # from the first rank to the last: nodes may be started by hand, and rank 0 may have a set to write
+SECONDS_A_TRY = 15.0  # to connect: torch sleeps longer the longer it has tried, and past its limit by more than that
 SECONDS_BEFORE_A_WORD = 30.0  # of a node that waits for others
 _let_go: list[Callable[[], None]] = []  # of the line between the ranks
 
@@ -100,19 +102,29 @@ def _meet(place: Place) -> Store:
     word.daemon = True
     if place.local_rank == 0:
         word.start()
+    end = time.monotonic() + SECONDS_TO_BEGIN
     try:
-        limit = datetime.timedelta(seconds=SECONDS_TO_BEGIN)
-        store: Store = next(rendezvous("env://", place.rank, place.world, timeout=limit))[0]
-    except dist.DistError as error:
-        if "timed out after" not in str(error).lower():  # a port that is taken, or no store behind it
-            raise
-        raise UserError(
-            f"waited {SECONDS_TO_BEGIN:.0f} s for {awaited}; see what the other nodes have printed, and that MASTER_ADDR and "
-            "MASTER_PORT are the first one's"
-        ) from error
+        while (store := _store(place)) is None:
+            if time.monotonic() >= end:
+                raise UserError(
+                    f"waited {SECONDS_TO_BEGIN:.0f} s for {awaited}; see what the other nodes have printed, and that "
+                    "MASTER_ADDR and MASTER_PORT are the first one's"
+                )
     finally:
         word.cancel()
     store.set_timeout(TIMEOUT)
+    return store
+
+
+def _store(place: Place) -> Store | None:
+    """Rank 0 opens it and waits for all others; another rank tries to connect for a while. None where nobody came."""
+    seconds = min(SECONDS_A_TRY, SECONDS_TO_BEGIN) if place.rank else SECONDS_TO_BEGIN
+    try:
+        store: Store = next(rendezvous("env://", place.rank, place.world, timeout=datetime.timedelta(seconds=seconds)))[0]
+    except dist.DistError as error:
+        if "timed out after" in str(error).lower():  # else a port that is taken, or something else that answers there
+            return None
+        raise
     return store
 
 

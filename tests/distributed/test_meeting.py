@@ -27,9 +27,13 @@ def test_a_rank_says_what_it_waits_for_and_ends() -> None:
             [sys.executable, "-c", ALONE], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
         )
         started[rank] = process, f"{awaited[rank]} 127.0.0.1:{port}"
-    for process, words in started.values():
-        _, told = process.communicate(timeout=60)
-        assert process.returncode == 2, told
-        assert f"waiting for {words}" in told.splitlines()
-        error = next(line for line in told.splitlines() if "error: " in line)
-        assert f"error: waited 2 s for {words}; see what the other nodes have printed" in error
+    try:
+        for process, words in started.values():
+            _, told = process.communicate(timeout=60)
+            assert process.returncode == 2, told
+            assert f"waiting for {words}" in told.splitlines()
+            error = next(line for line in told.splitlines() if "error: " in line)
+            assert f"error: waited 2 s for {words}; see what the other nodes have printed" in error
+    finally:
+        for process, _ in started.values():
+            process.kill()
