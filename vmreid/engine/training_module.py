@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,7 @@ from vmreid.models.reid import Head
 from vmreid.recipes.schema import Loss
 
 
-@dataclass(frozen=True)
-class StepResult:
+class StepResult(NamedTuple):
     """Losses and accuracy over the global micro-batch; equal on all ranks. Scalars, and int64 [B, 2] rows and checksums.
 
     ``replaced``: how many of the pictures stand in for unreadable ones.
