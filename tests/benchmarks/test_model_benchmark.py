@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import subprocess
@@ -194,6 +195,26 @@ def test_with_and_without_deepspeed_the_same_is_trained(ranks, backbone, optim, 
         if name.endswith(NO_GRADIENT):
             continue
         assert difference <= tolerance * moved[name] + 1e-6, name
+
+
+def left_when_closed(config: str) -> list[str]:
+    """One rank. Shapes of a loop's parameters that are in memory when it is closed."""
+    forget_deepspeed_groups()
+    recipe = load_recipe("note", {}, [*SMALL["VIT-S"], "model.backbone=VIT-S", "data.image_size=[64, 32]"])
+    _, deepspeed = read_deepspeed_config(config, find_recipe("note"))
+    loop = LOOPS["deepspeed"](Setup(recipe, deepspeed, "torch", torch.device("cpu")))
+    for _ in range(3):
+        loop.step()
+    parameters = [(str(tuple(each.shape)), weakref.ref(each)) for each in loop.module.parameters()]
+    loop.close()
+    del loop
+    gc.collect()
+    return [shape for shape, parameter in parameters if parameter() is not None]
+
+
+@pytest.mark.parametrize("config", ["zero1_fp32", "zero3_fp32"])
+def test_the_next_loops_memory_is_its_own(ranks, config):
+    assert ranks.run(1, left_when_closed, config) == [[]]
 
 
 @pytest.mark.gpu

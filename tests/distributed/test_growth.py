@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,26 @@ def test_what_the_optimizer_knows_stays(ranks, data: Path, tmp_path: Path, confi
             assert all(torch.equal(old[name], new[name]) for name in old)
         assert any(old["exp_avg"].any() for old in before)
         assert not any(new.get("exp_avg", torch.zeros(1)).any() for new in after[len(before) :])
+
+
+def left_of_a_phase(plan: Plan) -> list[str]:
+    """All ranks. What of a phase's engine is in memory when the next one's is there."""
+    forget_deepspeed_groups()
+    trainer = Trainer(plan, Place(rank(), world_size(), rank()))
+    steps, trainer.steps = trainer.steps, 2
+    trainer.train(None)
+    trainer.steps = steps
+    parts = (trainer.engine, trainer.engine.module, *trainer.engine.module.parameters())
+    seen = {id(part): (type(part).__name__, weakref.ref(part)) for part in parts}
+    del parts
+    trainer._grow_if_due()
+    assert trainer.depth == 2
+    return [name for name, part in seen.values() if part() is not None]
+
+
+@pytest.mark.parametrize(("config", "world"), [("zero0_fp32", 1), ("zero1_fp32", 2), ("zero2_fp32", 2), ("zero3_fp32", 2)])
+def test_nothing_is_left_of_the_phase_before(ranks, data: Path, tmp_path: Path, config: str, world: int) -> None:
+    assert ranks.run(world, left_of_a_phase, growing(tmp_path / "run", data, config, world)) == [[]] * world
 
 
 @pytest.mark.parametrize("backbone", ["VIT-S", "MAMBA-S", "MAMBA-V2", "VIM-T", "VMAMBA-T", "VMAMBA-T-V0"])

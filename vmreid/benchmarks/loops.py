@@ -15,7 +15,7 @@ from vmreid.benchmarks.vmamba_checkout import NETWORKS
 from vmreid.data.streams import Batch
 from vmreid.distributed import world_size
 from vmreid.engine.deepspeed_config import precision_name, with_derived_keys
-from vmreid.engine.start import make_engine, take_step
+from vmreid.engine.start import end_engine, make_engine, take_step
 from vmreid.engine.training_module import TrainingModule
 from vmreid.graphs import as_graphs
 from vmreid.models import BACKBONES, ReIDModel, build_backbone
@@ -72,7 +72,7 @@ def deepspeed_loop(setup: Setup, launch: Launch = "eager") -> Loop:
     config = setup.derived_config()
     engine = make_engine(module, build_optimizer(module, setup.recipe.optim), config)
     update = partial(take_step, engine, config["gradient_clipping"])
-    return Loop(module, lambda: engine(batch).loss, engine.backward, update, engine.destroy)
+    return Loop(module, lambda: engine(batch).loss, engine.backward, update, partial(end_engine, engine))
 
 
 def plain_loop(setup: Setup, launch: Launch = "eager") -> Loop:

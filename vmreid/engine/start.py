@@ -1,7 +1,8 @@
-"""DeepSpeed's one door: its environment set right before it is imported, its engine made from a module and a config."""
+"""DeepSpeed's one door: its environment set right before it is imported, its engine made from a module and a config, or ended."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import warnings
@@ -9,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+CACHING = "_PartitionedParameterCoordinator__params_to_release"  # by functools, for all engines in one
 
 
 def make_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
@@ -18,6 +21,19 @@ def make_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: dic
         config = {**config, "gradient_clipping": 0}  # take_step clips
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
+
+
+def end_engine(engine: Any) -> None:
+    """After this, and once the caller has let go of it, an engine's memory is free: DeepSpeed's ``destroy`` leaves one
+    of ZeRO-3 on its stack of modules at work, and among a method's cached answers."""
+    engine.destroy()
+    if engine.zero_optimization_stage() == 3:
+        from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
+
+        stack = parameter_offload.FWD_MODULE_STACK
+        stack[:] = [module for module in stack if module is not engine.module]
+        method = vars(partitioned_param_coordinator.PartitionedParameterCoordinator)[CACHING]
+        inspect.getclosurevars(method).nonlocals["func"].cache_clear()
 
 
 def take_step(engine: Any, clipping: float) -> torch.Tensor | float:

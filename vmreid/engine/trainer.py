@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import time
@@ -24,7 +25,7 @@ from vmreid.engine.judge_checkpoint import judge_newest
 from vmreid.engine.monitors import Monitor
 from vmreid.engine.prepare import Plan, identity_batches
 from vmreid.engine.recompute import recompute_blocks
-from vmreid.engine.start import make_engine, take_step
+from vmreid.engine.start import end_engine, make_engine, take_step
 from vmreid.engine.step_log import StepLog, StepLogger, StepTaken, batch_digest
 from vmreid.engine.stop import StopWish
 from vmreid.engine.training_module import StepResult, TrainingModule
@@ -91,7 +92,9 @@ class Trainer:
         fill(model, weights)
         self.engine = self._make_engine(model)
         carry_optimizer(before, self.engine)
-        before.destroy()
+        end_engine(before)
+        del before
+        gc.collect()  # it holds itself by cycles, for which the next steps would have no room
 
     def train(self, logger: StepLogger | None) -> str:
         """All ranks. Train from ``self.step`` to the end, or until a signal asks for a checkpoint and an early end; its name, or
