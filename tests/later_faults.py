@@ -97,6 +97,6 @@ LATER = (
     ("ZeRO-3: an engine that has ended stays in memory", "vmreid/engine/start.py",
           '.nonlocals["func"].cache_clear()', '.nonlocals["func"]', "tests/benchmarks/test_model_benchmark.py"),
     ("extraction: features lie in memory three times", "vmreid/evaluation/extraction.py",
-          "_in_order(features, order)", "torch.cat(features)[order]", "tests/evaluation/test_extraction.py"),
+          "in_order(features, order)", "torch.cat(features)[order]", "tests/evaluation/test_extraction.py"),
 )
 # fmt: on

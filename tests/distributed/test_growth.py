@@ -87,14 +87,20 @@ def test_nothing_jumps_when_blocks_come(ranks, data: Path, tmp_path: Path) -> No
     assert torch.equal(before, after)
 
 
-def moments_before_and_after(plan: Plan) -> list[list[dict[str, torch.Tensor]]]:
-    """All ranks. This rank's optimizer states at the end of a phase, and of the same parameters when the model has grown."""
+def at_the_end_of_a_phase(plan: Plan) -> Trainer:
+    """All ranks. The model is about to grow."""
     forget_deepspeed_groups()
     trainer = Trainer(plan, Place(rank(), world_size(), rank()))
     steps, trainer.steps = trainer.steps, 2
     trainer.train(None)
-    seen = [_moments(trainer)]
     trainer.steps = steps
+    return trainer
+
+
+def moments_before_and_after(plan: Plan) -> list[list[dict[str, torch.Tensor]]]:
+    """All ranks. This rank's optimizer states at the end of a phase, and of the same parameters when the model has grown."""
+    trainer = at_the_end_of_a_phase(plan)
+    seen = [_moments(trainer)]
     trainer._grow_if_due()
     return [*seen, _moments(trainer)]
 
@@ -117,11 +123,7 @@ def test_what_the_optimizer_knows_stays(ranks, data: Path, tmp_path: Path, confi
 
 def left_of_a_phase(plan: Plan) -> list[str]:
     """All ranks. What of a phase's engine is in memory when the next one's is there."""
-    forget_deepspeed_groups()
-    trainer = Trainer(plan, Place(rank(), world_size(), rank()))
-    steps, trainer.steps = trainer.steps, 2
-    trainer.train(None)
-    trainer.steps = steps
+    trainer = at_the_end_of_a_phase(plan)
     parts = (trainer.engine, trainer.engine.module, *trainer.engine.module.parameters())
     seen = {id(part): (type(part).__name__, weakref.ref(part)) for part in parts}
     del parts

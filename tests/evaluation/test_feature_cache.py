@@ -10,12 +10,16 @@ import torch
 from pool import Pool
 from tiny import plan_run, write_set
 
-from vmreid.data.manifest import read_manifest
+from vmreid.data.manifest import Shard, Split, read_manifest
 from vmreid.distributed import Place, rank, world_size
 from vmreid.errors import UserError
 from vmreid.evaluation import evaluate as module
 from vmreid.evaluation.evaluate import Evaluation, EvaluationPlan, evaluate
+from vmreid.evaluation.extraction import KINDS, Extracted
+from vmreid.evaluation.feature_cache import FeatureCache
+from vmreid.evaluation.features import Features
 from vmreid.models import ReIDModel, build_backbone
+from vmreid.report.measure import LiveBytes
 from vmreid.run_folder import WEIGHTS
 
 
@@ -92,3 +96,17 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(ranks: Pool, tmp_path: Pat
     (folder / kept[0]).write_bytes(b"broken")
     with pytest.raises(UserError, match=r"not readable as features .*; remove the folder"):
         ranks.run(1, evaluate_here, plan)
+
+
+def test_kept_features_do_not_lie_in_memory_three_times(tmp_path: Path) -> None:
+    shards = [Shard(name=f"gallery-{number}.tar", size=1, sha256="0" * 64, pictures=64) for number in range(2)]
+    split = Split(pictures=128, identities=2, cameras=[0], shards=shards, index="gallery.npy", index_sha256="0" * 64)
+    rows = torch.arange(128)
+    given = Extracted(Features(torch.rand(128, 1024), rows + 1, rows + 2), rows, dict.fromkeys(KINDS, rows + 3))
+    cache = FeatureCache(tmp_path, {})
+    cache.write(split, shards, {"model": given})
+    with LiveBytes() as live:
+        found = cache.read(shards[::-1], ["model"])["model"]
+    for name, values in vars(given.features).items():
+        assert torch.equal(getattr(found.features, name), values)
+    assert live.peak < 2.2 * given.features.features.nbytes

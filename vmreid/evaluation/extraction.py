@@ -60,18 +60,15 @@ def extract(
     ids, camids, row, view, kind = numbers_5N[:, order]
     result = {}
     for name, features in parts.items():
-        feature_NF = _in_order(features, order) if features else torch.zeros(0, 0)
+        feature_NF = in_order(features, order) if features else torch.zeros(0, 0)
         result[name] = Extracted(Features(feature_NF, ids, camids), row, dict(zip(KINDS, (view, kind), strict=True)))
     return result
 
 
-def _in_order(parts: list[torch.Tensor], order_N: torch.Tensor) -> torch.Tensor:
-    """``torch.cat(parts)[order_N]``, which would hold all features three times; here each part goes as soon as it is copied."""
-    place_N = torch.empty_like(order_N)
-    place_N[order_N] = torch.arange(len(order_N))
-    feature_NF = torch.empty(len(order_N), parts[0].shape[1])
-    parts.reverse()
-    for places in torch.split(place_N, [len(part) for part in reversed(parts)]):
+def in_order(parts: list[torch.Tensor], order_N: torch.Tensor) -> torch.Tensor:
+    """``torch.cat(parts)[order_N]``, which would hold all features three times; here ``parts`` loses each once it is copied."""
+    feature_NF = parts[0].new_empty(len(order_N), parts[0].shape[1])
+    for places in reversed(torch.split(order_N.argsort(), [len(part) for part in parts])):
         feature_NF[places] = parts.pop()
     return feature_NF
 

@@ -17,7 +17,7 @@ import torch
 
 from vmreid.data.manifest import Shard, Split
 from vmreid.errors import UserError
-from vmreid.evaluation.extraction import KINDS, Extracted
+from vmreid.evaluation.extraction import KINDS, Extracted, in_order
 from vmreid.evaluation.features import Features
 from vmreid.run_folder import write_atomically
 
@@ -56,13 +56,14 @@ class FeatureCache:
                 name: Extracted(Features(torch.zeros(0, 0), none, none), none, dict.fromkeys(KINDS, none)) for name in functions
             }
         files = [self._loaded(shard) for shard in shards]
-        whole = {name: torch.cat([file[name] for file in files]) for name in files[0]}
+        whole = {name: torch.cat([file[name] for file in files]) for name in IDS}
         order = whole["rows"].argsort()
         rows, pids, camids, *kinds = (whole[name][order] for name in IDS)
-        return {
-            name: Extracted(Features(whole[f"of {name}"][order], pids, camids), rows, dict(zip(KINDS, kinds, strict=True)))
-            for name in functions
-        }
+        result = {}
+        for name in functions:
+            feature_NF = in_order([file.pop(f"of {name}") for file in files], order)
+            result[name] = Extracted(Features(feature_NF, pids, camids), rows, dict(zip(KINDS, kinds, strict=True)))
+        return result
 
     def _file(self, shard: Shard) -> Path:
         return self.folder / f"{shard.name}.safetensors"
