@@ -8,7 +8,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-PACKAGES = ("torch", "torchvision", "pillow", "deepspeed", "timm", "webdataset", "mlflow", "mamba-ssm")
+PACKAGES = ("torch", "torchvision", "pillow", "simplejpeg", "deepspeed", "timm", "webdataset", "mlflow", "mamba-ssm")
 
 
 def versions() -> dict[str, str]:

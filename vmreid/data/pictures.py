@@ -7,11 +7,13 @@ import math
 import warnings
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vmreid.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")  # Pillow knows more, and runs Ghostscript for one of them
+COLOURS = ("YCbCr", "RGB", "Gray")  # of a JPEG that turns into RGB in one way only
 ROOM = 2  # a picture decoded at a reduced scale stays this many times as large as what is made of it
 
 
@@ -26,6 +28,32 @@ def decode(data: bytes, name: str, least: tuple[float, float] | None = None) -> 
     Broken Exif data counts as none. Alpha is dropped; greyscale of 16 bits keeps its upper 8; of several frames the first
     counts. More pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` are refused before they are decoded.
     """
+    image_HWC = _plain_jpeg(data, least)
+    return _by_pillow(data, name, least) if image_HWC is None else Image.fromarray(image_HWC)
+
+
+def pixels(data: bytes, name: str, least: tuple[float, float] | None = None) -> np.ndarray:
+    """``decode`` as an array, uint8 [height, width, 3], which takes less time where no picture is needed."""
+    image_HWC = _plain_jpeg(data, least)
+    return np.asarray(_by_pillow(data, name, least)) if image_HWC is None else image_HWC
+
+
+def _plain_jpeg(data: bytes, least: tuple[float, float] | None) -> np.ndarray | None:
+    """Most pictures, in less than half of the time that Pillow takes for the same pixels: a JPEG that libjpeg-turbo has nothing
+    to say about, upright and to be decoded in full. None for all others, of which Pillow has the last word."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in COLOURS or height * width > (Image.MAX_IMAGE_PIXELS or math.inf) or b"Exif\0\0" in data:
+            return None
+        if least and min(height // math.ceil(ROOM * least[0]), width // math.ceil(ROOM * least[1])) > 1:
+            return None
+        image_HWC: np.ndarray = simplejpeg.decode_jpeg(data)
+        return image_HWC
+    except ValueError:
+        return None
+
+
+def _by_pillow(data: bytes, name: str, least: tuple[float, float] | None) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # such as of a thumbnail that is cut off; what matters is said below

@@ -21,10 +21,10 @@ from vmreid.data.folder import Place, as_folder
 from vmreid.data.handover import Parcel, Slots, forked
 from vmreid.data.identity_batches import Draw, IdentityBatches
 from vmreid.data.manifest import REWRITE, UNKNOWN, Split, check_digest
-from vmreid.data.pictures import decode
+from vmreid.data.pictures import decode, pixels
 from vmreid.data.ranges import Pictures
 from vmreid.data.remote import AT_ONCE
-from vmreid.data.transforms import TrainTransform, resize
+from vmreid.data.transforms import TrainTransform, resize_pixels
 from vmreid.errors import UserError
 
 Sample = dict[str, Any]
@@ -179,7 +179,7 @@ def evaluation_batches(
         if not {"jpg", "json"} <= sample.keys():
             raise UserError(f"{folder}: {name} lacks a member; {REWRITE}")
         fields = json.loads(sample["json"])
-        image_CHW = resize(decode(sample["jpg"], name, size), size)
+        image_CHW = resize_pixels(pixels(sample["jpg"], name, size), size)
         kinds = {name: int(fields[name]) for name in ("view", "type") if name in fields}
         return _sample(image_CHW, int(fields["pid"]), int(fields["camid"]), int(sample["__key__"])) | kinds
 

@@ -57,7 +57,7 @@ class TrainTransform:
                 picture = self._shift.transform(picture, self._shift.make_params([picture]))
             if _happens(augment.local_grayscale):
                 self._turn_grey(picture)
-            image_CHW = _to_tensor(picture)
+            image_CHW = _to_tensor(np.asarray(picture))
             if _happens(augment.erasing):
                 self._rectangle.transform(image_CHW, self._rectangle.make_params([image_CHW]))
         return image_CHW
@@ -80,7 +80,12 @@ class TrainTransform:
 
 def resize(picture: Image.Image, size: tuple[int, int]) -> torch.Tensor:
     """A picture to uint8 [3, *size], bilinear with antialiasing."""
-    return _to_tensor(functional.resize(picture, list(size)))
+    return _to_tensor(np.asarray(functional.resize(picture, list(size))))
+
+
+def resize_pixels(image_HWC: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """``resize`` of an RGB picture's uint8 [height, width, 3]; no picture is made of one that has the size already."""
+    return _to_tensor(image_HWC) if image_HWC.shape[:2] == size else resize(Image.fromarray(image_HWC), size)
 
 
 @contextlib.contextmanager
@@ -99,5 +104,9 @@ def _happens(probability: float) -> bool:
     return probability > 0 and bool(torch.rand(()) < probability)
 
 
-def _to_tensor(picture: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1)))
+def _to_tensor(image_HWC: np.ndarray) -> torch.Tensor:
+    """[3, H, W], copied channel by channel, for which numpy takes half of the time of a transposition."""
+    image_CHW = np.empty((3, *image_HWC.shape[:2]), np.uint8)
+    for channel in range(3):
+        image_CHW[channel] = image_HWC[:, :, channel]
+    return torch.from_numpy(image_CHW)

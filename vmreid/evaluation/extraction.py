@@ -39,7 +39,8 @@ def extract(
 
     ``batches`` have at most ``batch_size`` pictures; a function gets as many at once, fewer in the end.
     """
-    waiting, parts = ({name: list[torch.Tensor]() for name in functions} for _ in range(2))
+    waiting = {name: list[torch.Tensor]() for name in functions}
+    host = _Host(device)
     numbers = [torch.zeros(5, 0, dtype=torch.int64)]
 
     def images() -> Iterator[torch.Tensor]:
@@ -51,16 +52,17 @@ def extract(
         for name, function in functions.items():
             waiting[name].append(function(image_BCHW).float())
         if number % ON_DEVICE == 0:
-            _to_host(waiting, parts)
+            host.send(waiting)
         if progress:
             progress.advance()
-    _to_host(waiting, parts)
+    host.send(waiting)
     numbers_5N = torch.cat(numbers, dim=1)
     order = numbers_5N[2].argsort()
     ids, camids, row, view, kind = numbers_5N[:, order]
     result = {}
-    for name, features in parts.items():
-        feature_NF = in_order(features, order) if features else torch.zeros(0, 0)
+    parts = host.received()
+    for name in functions:
+        feature_NF = in_order(parts[name], order) if name in parts else torch.zeros(0, 0)
         result[name] = Extracted(Features(feature_NF, ids, camids), row, dict(zip(KINDS, (view, kind), strict=True)))
     return result
 
@@ -110,8 +112,33 @@ def _arrived(batch: Batch, image_BCHW: torch.Tensor, copied: torch.cuda.Event) -
     return batch, image_BCHW
 
 
-def _to_host(waiting: dict[str, list[torch.Tensor]], parts: dict[str, list[torch.Tensor]]) -> None:
-    for name, features in waiting.items():
-        if features:
-            parts[name].append(torch.cat(features).cpu())
-            features.clear()
+class _Host:
+    """Takes features from a device, which goes on with the next ones meanwhile: what is sent is put away when more is."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._parts: dict[str, list[torch.Tensor]] = {}
+        self._coming: dict[str, torch.Tensor] = {}  # from a GPU, in page-locked memory, of which there is little
+        self._all_there: torch.cuda.Event | None = None
+
+    def send(self, waiting: Mapping[str, list[torch.Tensor]]) -> None:
+        """Empty the lists of features by name."""
+        self._put_away()
+        for name, features in waiting.items():
+            if features:
+                self._coming[name] = torch.cat(features).to("cpu", non_blocking=True)
+                features.clear()
+        if self._device.type == "cuda":
+            self._all_there = torch.cuda.current_stream(self._device).record_event()
+
+    def received(self) -> dict[str, list[torch.Tensor]]:
+        """By name, all that were sent, in this order."""
+        self._put_away()
+        return self._parts
+
+    def _put_away(self) -> None:
+        if self._all_there:
+            self._all_there.synchronize()
+        for name, features in self._coming.items():
+            self._parts.setdefault(name, []).append(features.clone() if self._all_there else features)
+        self._coming.clear()
