@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from vmreid.data.handover import Parcel, Slots, Unpacked, forked
+from vmreid.data.handover import Parcel, Slots, forked
 from vmreid.timing import device_name
 from vmreid.versions import versions
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH, SIZE, TIMED, WARM, ROUNDS = 256, (256, 128), 60, 4, 5
 
 
@@ -28,23 +29,24 @@ class Ready(IterableDataset[Parcel]):
     """Each worker's batches, by its slots or as tensors."""
 
     def __init__(self, workers: int, batches: int, by_slots: bool) -> None:
-        self.slots, self.batches, self.by_slots = Slots(workers, BATCH, SIZE), batches, by_slots
+        self.slots, self.batches, self.by_slots = Slots(workers, BATCH, SIZE, DEVICE), batches, by_slots
 
     def __iter__(self) -> Iterator[Parcel]:
         torch.set_num_threads(1)
-        images, numbers_7B = torch.randint(256, (BATCH, 3, *SIZE), dtype=torch.uint8), np.zeros((7, BATCH), np.int64)
-        for _ in range(self.batches):
-            yield self.slots.send(list(images), numbers_7B) if self.by_slots else Parcel(numbers_7B, images.clone(), None)
+        images_BCHW = torch.randint(256, (BATCH, 3, *SIZE), dtype=torch.uint8)
+        if self.by_slots:
+            yield from self.slots.parcels((image_CHW, [0] * 7) for _ in range(self.batches) for image_CHW in images_BCHW)
+        else:
+            yield from (Parcel(np.zeros((7, BATCH), np.int64), images_BCHW.clone(), None) for _ in range(self.batches))
 
 
 def milliseconds(workers: int, by_slots: bool) -> tuple[float, float]:
     """A batch, by the clock and of this process."""
     warm = WARM * workers
     ready = Ready(workers, (TIMED + warm) // workers + 1, by_slots)
-    loader = DataLoader(ready, batch_size=None, pin_memory=torch.cuda.is_available(), **forked(workers))
+    loader = DataLoader(ready, batch_size=None, **forked(workers))
     for number, parcel in enumerate(loader):
-        if not isinstance(parcel, Unpacked):
-            parcel.unpack()
+        ready.slots.take(parcel)
         if number + 1 == warm:
             begin, worked = time.perf_counter(), time.process_time()
         if number + 1 == warm + TIMED:
@@ -71,8 +73,7 @@ def main() -> None:
             }
             print(row, flush=True)
             rows.append(row)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    setting = {"device": device_name(device), "versions": versions(), "batch": BATCH, "size": SIZE, "rounds": ROUNDS}
+    setting = {"device": device_name(DEVICE), "versions": versions(), "batch": BATCH, "size": SIZE, "rounds": ROUNDS}
     out.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1) + "\n")
 
 

@@ -126,8 +126,9 @@ class ExtractionBenchmark:
         split: Split = self._split.model_copy(update={"shards": self._split.shards * rounds})
         evaluation = self.recipe.evaluation
         return evaluation_batches(
-            self._folder, split, self.recipe.data.image_size, evaluation.batch_size, rank=0, world=1, workers=workers
-        )
+            self._folder, split, self.recipe.data.image_size, evaluation.batch_size,
+            rank=0, world=1, workers=workers, device=self.device,
+        )  # fmt: skip
 
 
 def as_json(setting: dict[str, Any], rates: list[Rate]) -> dict[str, Any]:

@@ -1,69 +1,33 @@
-"""How pictures get from a loader's workers into the process that takes them: through memory that both have mapped all along.
+"""How pictures get from a loader's workers into the process that takes them: through memory that both have mapped all along,
+from which a GPU copies them itself.
 
 torch gives each tensor that leaves a worker shared memory of its own: made, filled page by page, its descriptor sent through
-a socket, mapped, unmapped. That takes several times as long as copying the pictures does.
+a socket, mapped, unmapped. That takes several times as long as copying the pictures does. Then it copies them once more,
+into memory that a GPU can read.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-SLOTS = 2  # of each worker: as many batches as DataLoader asks it for ahead
-
-
-class Unpacked(NamedTuple):
-    """A batch that has arrived: pictures uint8 [B, 3, H, W], and int64 numbers [n, B] of each."""
-
-    images_BCHW: torch.Tensor
-    numbers_NB: torch.Tensor
-
-
-class Slots:
-    """Where the workers of one loader leave batches of at most ``batch_size`` pictures of one ``size`` (height, width). To be
-    made before the workers are, and these by ``forked``."""
-
-    def __init__(self, workers: int, batch_size: int, size: tuple[int, int]) -> None:
-        # A page is taken when it is first written to: never, by a loader without workers
-        places = (max(1, workers), SLOTS)
-        self.images_WSBCHW = _shared(*places, batch_size, 3, *size)
-        self.full_WS = _shared(*places)
-        _there[id(self)] = self
-
-    def send(self, images: list[torch.Tensor], numbers_NB: np.ndarray) -> Parcel:
-        """In a worker: a batch for the process that has made it."""
-        worker = get_worker_info()
-        slot = self._free(worker.id) if worker else None
-        if worker is None or slot is None:
-            return Parcel(numbers_NB, torch.stack(images), None)
-        torch.stack(images, out=self.images_WSBCHW[worker.id, slot, : len(images)])
-        self.full_WS[worker.id, slot] = 1
-        return Parcel(numbers_NB, None, Place(id(self), worker.id, slot, len(images)))
-
-    def _free(self, worker: int) -> int | None:
-        """None where other workers have ended, and this one is asked for their batches too."""
-        free = (self.full_WS[worker] == 0).nonzero()
-        return int(free[0]) if len(free) else None
-
-
-def forked(workers: int) -> dict[str, Any]:
-    """DataLoader's settings for so many that share what this process has mapped."""
-    return {"num_workers": workers, "prefetch_factor": SLOTS, "multiprocessing_context": "fork"} if workers else {}
+AHEAD = 2  # batches that DataLoader asks a worker for before it takes the first
+SLOTS = AHEAD + 1  # of each worker: it fills the next while those wait
 
 
 @dataclass(frozen=True)
 class Place:
-    """The first ``rows`` of a worker's slot; ``slots`` names the ``Slots``."""
+    """The first ``rows`` of a worker's slot."""
 
-    slots: int
     worker: int
     slot: int
     rows: int
@@ -71,32 +35,134 @@ class Place:
 
 @dataclass(frozen=True)
 class Parcel:
-    """A batch on its way: its pictures, or where they lie. To be opened once."""
+    """A batch on its way: int64 numbers [n, B] of its pictures, and these, uint8 [B, 3, H, W], or where they lie."""
 
     numbers_NB: np.ndarray  # not a tensor, which would travel in shared memory
     images_BCHW: torch.Tensor | None
     place: Place | None
 
-    def unpack(self) -> Unpacked:
-        """With memory of its own; the slot is free again."""
-        return self._opened(torch.Tensor.clone)
 
-    def pin_memory(self) -> Unpacked:
-        """In page-locked memory, from which a GPU copies while the host goes on; DataLoader's thread asks for it."""
-        return self._opened(torch.Tensor.pin_memory)
+class Slots:
+    """Where the workers of one loader leave batches of at most ``batch_size`` pictures of one ``size`` (height, width) for
+    ``device``. To be made before the workers are, and these by ``forked``; to be closed when they have ended."""
 
-    def _opened(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> Unpacked:
-        numbers_NB = copy(torch.from_numpy(self.numbers_NB))
-        if self.place is None:
-            assert self.images_BCHW is not None
-            return Unpacked(copy(self.images_BCHW), numbers_NB)
-        slots, at = _there[self.place.slots], (self.place.worker, self.place.slot)
-        images_BCHW = copy(slots.images_WSBCHW[at][: self.place.rows])
-        slots.full_WS[at] = 0
-        return Unpacked(images_BCHW, numbers_NB)
+    def __init__(self, workers: int, batch_size: int, size: tuple[int, int], device: torch.device) -> None:
+        # A page is taken when it is first written to: never, by a loader without workers
+        places = (max(1, workers), SLOTS)
+        self.images_WSBCHW = _shared(*places, batch_size, 3, *size)
+        self.full_WS = _shared(*places)
+        self._upload = _Upload(self, device) if device.type == "cuda" else None
+
+    def parcels(self, samples: Iterable[tuple[torch.Tensor, Sequence[int]]]) -> Iterator[Parcel]:
+        """In a worker: pictures uint8 [3, H, W] and their numbers, by the batch; each is copied before the next is made, so that
+        a worker has one in its own memory, which stays in the processor's cache."""
+        samples = iter(samples)
+        while True:
+            images_BCHW, worker, slot = self._room()
+            numbers: list[Sequence[int]] = []
+            for image_CHW, own in itertools.islice(samples, len(images_BCHW)):
+                images_BCHW[len(numbers)] = image_CHW
+                numbers.append(own)
+            if not numbers:
+                return
+            numbers_NB = np.array(numbers, dtype=np.int64).T
+            if slot is None:
+                yield Parcel(numbers_NB, images_BCHW[: len(numbers)], None)
+            else:
+                self.full_WS[worker, slot] = 1
+                yield Parcel(numbers_NB, None, Place(worker, slot, len(numbers)))
+
+    def take(self, parcel: Parcel) -> tuple[torch.Tensor, torch.Tensor]:
+        """In the process that has made the slots: a batch's pictures uint8 [B, 3, H, W] on the device, and its numbers int64
+        [n, B]. A parcel is to be taken once: its slot is free again."""
+        numbers_NB = torch.from_numpy(parcel.numbers_NB)
+        if self._upload:
+            return self._upload(parcel), numbers_NB.pin_memory()
+        if parcel.place is None:
+            assert parcel.images_BCHW is not None
+            return parcel.images_BCHW.clone(), numbers_NB
+        images_BCHW = self.at(parcel.place).clone()
+        self.empty(parcel.place)
+        return images_BCHW, numbers_NB
+
+    def at(self, place: Place) -> torch.Tensor:
+        """The pictures that lie there."""
+        return self.images_WSBCHW[place.worker, place.slot, : place.rows]
+
+    def empty(self, place: Place) -> None:
+        """Let the worker fill the slot again."""
+        self.full_WS[place.worker, place.slot] = 0
+
+    def close(self) -> None:
+        """Let go of what a GPU copies from."""
+        if self._upload:
+            self._upload.close()
+
+    def _room(self) -> tuple[torch.Tensor, int, int | None]:
+        """Where this process may put the next batch; memory of its own where it is no worker, or has no free slot since others
+        have ended and it is asked for their batches too."""
+        worker = get_worker_info()
+        free = (self.full_WS[worker.id] == 0).nonzero() if worker else torch.empty(0)
+        if worker is None or not len(free):
+            return torch.empty(self.images_WSBCHW.shape[2:], dtype=torch.uint8), 0, None
+        return self.images_WSBCHW[worker.id, int(free[0])], worker.id, int(free[0])
 
 
-_there: WeakValueDictionary[int, Slots] = WeakValueDictionary()  # of this process: what a parcel names
+class _Upload:
+    """Copies by a GPU from slots, while it is at work on what came before."""
+
+    def __init__(self, slots: Slots, device: torch.device) -> None:
+        self._slots, self._device = slots, device
+        self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._under_way: deque[tuple[Place, torch.cuda.Event]] = deque()
+        self._registered: set[int] = set()  # addresses of slots whose pages stay where they are
+
+    def __call__(self, parcel: Parcel) -> torch.Tensor:
+        """Its pictures on the device, for the stream that is current there."""
+        self._empty_copied()
+        if parcel.place is not None:
+            self._register(self._slots.images_WSBCHW[parcel.place.worker, parcel.place.slot])
+        found = parcel.images_BCHW if parcel.place is None else self._slots.at(parcel.place)
+        assert found is not None
+        with torch.cuda.stream(self._copying):
+            images_BCHW = found.to(self._device, non_blocking=True)
+            copied = self._copying.record_event()
+        working = torch.cuda.current_stream(self._device)
+        working.wait_event(copied)
+        images_BCHW.record_stream(working)  # its memory is the copying stream's, which would use it again too early
+        if parcel.place is not None:
+            self._under_way.append((parcel.place, copied))
+        return images_BCHW
+
+    def close(self) -> None:
+        self._empty_copied()
+        while self._registered:
+            _checked(_cuda().cudaHostUnregister(self._registered.pop()))
+
+    def _empty_copied(self) -> None:
+        while self._under_way:
+            place, copied = self._under_way.popleft()
+            copied.synchronize()  # which it is long since: the next batch had to arrive before anybody asked
+            self._slots.empty(place)
+
+    def _register(self, slot_BCHW: torch.Tensor) -> None:
+        if slot_BCHW.data_ptr() not in self._registered:
+            with torch.cuda.device(self._device):
+                _checked(_cuda().cudaHostRegister(slot_BCHW.data_ptr(), slot_BCHW.nbytes, 0))
+            self._registered.add(slot_BCHW.data_ptr())
+
+
+def forked(workers: int) -> dict[str, Any]:
+    """DataLoader's settings for so many that share what this process has mapped."""
+    return {"num_workers": workers, "prefetch_factor": AHEAD, "multiprocessing_context": "fork"} if workers else {}
+
+
+def _cuda() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def _checked(error: Any) -> None:
+    torch.cuda.check_error(int(error))
 
 
 def _shared(*shape: int) -> torch.Tensor:

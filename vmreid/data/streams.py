@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import webdataset as wds
 from torch.utils.data import DataLoader, get_worker_info
@@ -30,14 +29,17 @@ from vmreid.errors import UserError
 Sample = dict[str, Any]
 SECONDS_TO_OUTLIVE = 30  # that a worker goes on after SIGTERM
 NUMBERS = ("id", "camid", "row", "checksum", "replaced", "view", "type")  # of a sample, in the order of Batch
+PARCEL = 64  # pictures that an evaluation's worker sends at once: the first arrive sooner, and slots take little memory
+CPU = torch.device("cpu")
 STAND_INS = 16  # identities tried for one place: more in a row say that nothing can be read, not some of it
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's share: pictures uint8 [B, 3, H, W], and int64 [B] ids, camids, index rows, pixel checksums, 1 where
-    a picture stands in for an unreadable one, and the set's own numbers for view and type, ``UNKNOWN`` where it states
-    none. An id is the label 0..C-1 in training and the pid in evaluation; views and types are read for evaluation alone."""
+    """One rank's share: pictures uint8 [B, 3, H, W] on the device that was asked for, and int64 [B] ids, camids, index rows,
+    pixel checksums, 1 where a picture stands in for an unreadable one, and the set's own numbers for view and type, ``UNKNOWN``
+    where it states none. An id is the label 0..C-1 in training and the pid in evaluation; views and types are read for
+    evaluation alone."""
 
     images_BCHW: torch.Tensor
     ids_B: torch.Tensor
@@ -87,10 +89,10 @@ class TrainStream:
         self.begin, self.end = begin, end
         self.places = batches.identities // (world * accumulation)  # of a micro-batch, for this rank
 
-    def loader(self, workers: int) -> Iterator[Batch]:
-        """Batches in step order for any number of workers: each worker makes every n-th micro-batch."""
+    def loader(self, workers: int, device: torch.device = CPU) -> Iterator[Batch]:
+        """Batches in step order for any number of workers: each worker makes every n-th micro-batch. Pictures on ``device``."""
         pipeline = wds.DataPipeline(self._samples)
-        return _batches(pipeline, workers, self.places * self.batches.pictures, self.transform.size, partial=False)
+        return _batches(pipeline, workers, self.places * self.batches.pictures, self.transform.size, device)
 
     def _samples(self) -> Iterator[Sample]:
         worker = get_worker_info()
@@ -158,9 +160,11 @@ class TrainStream:
 
 
 def evaluation_batches(
-    place: Place, split: Split, size: tuple[int, int], batch_size: int, *, rank: int, world: int, workers: int
-) -> Iterator[Batch]:
-    """This rank's share of a split: every ``world``-th shard, whole. The last batch may be smaller; there may be none.
+    place: Place, split: Split, size: tuple[int, int], batch_size: int,
+    *, rank: int, world: int, workers: int, device: torch.device = CPU,
+) -> Iterator[Batch]:  # fmt: skip
+    """This rank's share of a split: every ``world``-th shard, whole, in batches of at most ``batch_size`` and at most ``PARCEL``
+    pictures on ``device``; there may be none.
 
     Each shard's bytes are compared with the manifest's digest: scores are of all pictures or there are none.
     """
@@ -193,7 +197,7 @@ def evaluation_batches(
         tariterators.group_by_keys,
         wds.map(pictures),
     )
-    yield from _batches(pipeline, min(workers, len(names)), batch_size, size, partial=True)
+    yield from _batches(pipeline, min(workers, len(names)), min(batch_size, PARCEL), size, device)
 
 
 def _sample(image_CHW: torch.Tensor, identity: int, camid: int, row: int) -> Sample:
@@ -220,27 +224,28 @@ def _outlive_a_signal(worker: int) -> None:
 
 
 def _batches(
-    pipeline: wds.DataPipeline, workers: int, batch_size: int, size: tuple[int, int], *, partial: bool
+    pipeline: wds.DataPipeline, workers: int, batch_size: int, size: tuple[int, int], device: torch.device
 ) -> Iterator[Batch]:
     """A generator of its own keeps the loader from drawing from the global one, which a resumed run would see moved."""
-    slots = Slots(workers, batch_size, size)
+    slots = Slots(workers, batch_size, size, device)
 
-    def collate(samples: list[Sample]) -> Parcel:
-        numbers_7B = np.array([[sample[name] for sample in samples] for name in NUMBERS], dtype=np.int64)
-        return slots.send([sample["image"] for sample in samples], numbers_7B)
+    def parcels(samples: Iterator[Sample]) -> Iterator[Parcel]:
+        return slots.parcels((sample["image"], [sample[name] for name in NUMBERS]) for sample in samples)
 
-    pipeline.append(wds.batched(batch_size, collation_fn=collate, partial=partial))
+    pipeline.append(parcels)
     pipeline.append(_caught)
     loader: DataLoader[Parcel | _Failure] = DataLoader(
         pipeline,
         batch_size=None,
         generator=torch.Generator().manual_seed(0),
         worker_init_fn=_outlive_a_signal,
-        pin_memory=torch.cuda.is_available(),
         **forked(workers),
     )
-    for arrived in loader:
-        if isinstance(arrived, _Failure):
-            raise UserError(arrived.message)
-        images_BCHW, numbers_7B = arrived.unpack() if isinstance(arrived, Parcel) else arrived
-        yield Batch(images_BCHW, *numbers_7B)
+    try:
+        for arrived in loader:
+            if isinstance(arrived, _Failure):
+                raise UserError(arrived.message)
+            images_BCHW, numbers_7B = slots.take(arrived)
+            yield Batch(images_BCHW, *numbers_7B)
+    finally:
+        slots.close()

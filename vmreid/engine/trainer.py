@@ -104,7 +104,7 @@ class Trainer:
 
     def _train(self, logger: StepLogger | None, wish: StopWish) -> str:
         recipe = self.plan.recipe
-        loader = self.stream.loader(recipe.data.workers)
+        loader = self.stream.loader(recipe.data.workers, self.place.device)
         log = StepLog(self.plan, self.step, self.steps, logger) if self.place.rank == 0 else None
         taken: StepTaken | None = None
         asked = ""

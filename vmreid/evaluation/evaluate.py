@@ -229,7 +229,7 @@ def _extract_shards(
     size = recipe.evaluation.batch_size
     batches = evaluation_batches(
         plan.data, split.model_copy(update={"shards": shards}), recipe.data.image_size, size,
-        rank=0, world=1, workers=recipe.data.workers,
+        rank=0, world=1, workers=recipe.data.workers, device=place.device,
     )  # fmt: skip
     if place.rank:
         return extract(batches, functions, place.device, size, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -37,16 +36,16 @@ def extract(
 ) -> dict[str, Extracted]:
     """This rank's features by every function, in float32 on the CPU, in index order; none where there are no batches.
 
-    ``batches`` have at most ``batch_size`` pictures; a function gets as many at once, fewer in the end.
+    ``batches`` have at most ``batch_size`` pictures, on ``device``; a function gets as many at once, fewer in the end.
     """
     waiting = {name: list[torch.Tensor]() for name in functions}
     host = _Host(device)
     numbers = [torch.zeros(5, 0, dtype=torch.int64)]
 
     def images() -> Iterator[torch.Tensor]:
-        for batch, image_BCHW in _on_device(batches, device):
+        for batch in batches:
             numbers.append(torch.stack([batch.ids_B, batch.camids_B, batch.rows_B, batch.views_B, batch.types_B]))
-            yield image_BCHW
+            yield batch.images_BCHW
 
     for number, image_BCHW in enumerate(_filled(images(), batch_size), 1):
         for name, function in functions.items():
@@ -75,23 +74,6 @@ def in_order(parts: list[torch.Tensor], order_N: torch.Tensor) -> torch.Tensor:
     return feature_NF
 
 
-def _on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, torch.Tensor]]:
-    """Each batch with its pictures on the device, to which a GPU copies those of the next while it is at work on these."""
-    if device.type == "cpu":
-        yield from ((batch, batch.images_BCHW) for batch in batches)
-        return
-    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    waiting = deque[tuple[Batch, torch.Tensor, torch.cuda.Event]]()
-    for batch in batches:
-        with torch.cuda.stream(copying):
-            image_BCHW = batch.images_BCHW.to(device, non_blocking=True)
-            waiting.append((batch, image_BCHW, copying.record_event()))
-        if len(waiting) > 1:
-            yield _arrived(*waiting.popleft())
-    while waiting:
-        yield _arrived(*waiting.popleft())
-
-
 def _filled(parts: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
     """The same rows, ``size`` at once: each loader's worker ends with fewer."""
     held: list[torch.Tensor] = []
@@ -103,13 +85,6 @@ def _filled(parts: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
             held = [rows[size:]] if len(rows) > size else []
     if held:
         yield torch.cat(held)
-
-
-def _arrived(batch: Batch, image_BCHW: torch.Tensor, copied: torch.cuda.Event) -> tuple[Batch, torch.Tensor]:
-    working = torch.cuda.current_stream(image_BCHW.device)
-    working.wait_event(copied)
-    image_BCHW.record_stream(working)  # its memory is the copying stream's, which would use it again too early
-    return batch, image_BCHW
 
 
 class _Host:
