@@ -50,6 +50,7 @@ def milliseconds(workers: int, by_slots: bool) -> tuple[float, float]:
         if number + 1 == warm:
             begin, worked = time.perf_counter(), time.process_time()
         if number + 1 == warm + TIMED:
+            ready.slots.close()
             return 1e3 * (time.perf_counter() - begin) / TIMED, 1e3 * (time.process_time() - worked) / TIMED
     raise AssertionError("the workers ended too early")
 
