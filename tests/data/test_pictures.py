@@ -7,10 +7,12 @@ import warnings
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import ExifTags, Image
 from small_set import picture_bytes
 
-from vmreid.data.pictures import decode
+from vmreid.data import pictures
+from vmreid.data.pictures import decode, pixels
 from vmreid.data.transforms import TrainTransform, resize
 from vmreid.errors import UserError
 from vmreid.recipes.schema import Augment
@@ -186,3 +188,70 @@ def test_the_smallest_crop_of_training_is_never_enlarged() -> None:
         picture = decode(saved(detailed(512, 1024), "JPEG"), "x", transform.least)
         width = picture.width * (scale * 0.9) ** 0.5  # as narrow as a crop may be
         assert 2 * 32 <= width < 4 * 32
+
+
+def jpegs() -> dict[str, bytes]:
+    """Of every kind that people's tools write, the sides no multiples of anything."""
+    picture = detailed(61, 83)
+    samplings = {
+        name: simplejpeg.encode_jpeg(np.array(picture), 85, colorsubsampling=name) for name in ("444", "422", "440", "411")
+    }
+    return samplings | {
+        "best": saved(picture, "JPEG", quality=100, subsampling=0),
+        "worst": saved(picture, "JPEG", quality=1),
+        "progressive": saved(picture, "JPEG", progressive=True),
+        "restarts": saved(picture, "JPEG", restart_marker_blocks=2),
+        "grey": saved(picture.convert("L"), "JPEG"),
+        "RGB inside": saved(picture, "JPEG", keep_rgb=True, subsampling=0),
+        "one pixel": saved(picture.crop((0, 0, 1, 1)), "JPEG"),
+        "a comment": saved(picture, "JPEG", comment=b"by hand", dpi=(300, 300)),
+        "more behind it": saved(picture, "JPEG") + b"more",
+    }
+
+
+def test_a_plain_jpeg_has_the_pixels_that_pillow_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {name: pixels(data, name) for name, data in jpegs().items()}
+    taken = {name: decode(data, name) for name, data in jpegs().items()}
+    monkeypatch.setattr(pictures, "_plain_jpeg", lambda data, least: None)
+    for name, data in jpegs().items():
+        expected_HWC = np.asarray(decode(data, name))
+        assert np.array_equal(found[name], expected_HWC), name
+        assert np.array_equal(np.asarray(taken[name]), expected_HWC), name
+
+
+def test_most_jpegs_need_no_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_by_pillow", lambda data, name, least: pytest.fail(name))
+    for name, data in jpegs().items():
+        assert pixels(data, name, (83, 61)).shape == ((1, 1, 3) if name == "one pixel" else (83, 61, 3))
+
+
+@pytest.mark.parametrize("limit", [61 * 83 - 1, None])
+def test_a_jpeg_bomb(limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    if limit is None:
+        assert pixels(jpegs()["444"], "x").shape == (83, 61, 3)
+    else:
+        with pytest.raises(UserError, match=r"^x: does not decode.*pixels"):
+            pixels(jpegs()["444"], "x")
+
+
+def test_damaged_jpegs_are_what_pillow_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused, or of the same pixels: what looks whole to one and not to the other is left to Pillow."""
+    random, kinds = np.random.default_rng(0), list(jpegs().values())
+    damaged = []
+    for number in range(1500):
+        data = bytearray(kinds[number % len(kinds)])
+        for place in random.integers(0, len(data) if number % 2 else 300, 2):
+            data[place % len(data)] = random.integers(0, 256)
+        damaged.append(bytes(data) if number % 7 else bytes(data[: random.integers(len(data))]))
+
+    def seen(data: bytes) -> bytes | None:
+        try:
+            return pixels(data, "x").tobytes()
+        except UserError:
+            return None
+
+    found = [seen(data) for data in damaged]
+    monkeypatch.setattr(pictures, "_plain_jpeg", lambda data, least: None)
+    assert found == [seen(data) for data in damaged]
+    assert 100 < found.count(None) < 1400

@@ -20,6 +20,7 @@ from vmreid.data.folder import Place, as_folder
 from vmreid.data.handover import Parcel, Slots, forked
 from vmreid.data.identity_batches import Draw, IdentityBatches
 from vmreid.data.manifest import REWRITE, UNKNOWN, Split, check_digest
+from vmreid.data.members import members
 from vmreid.data.pictures import decode, pixels
 from vmreid.data.ranges import Pictures
 from vmreid.data.remote import AT_ONCE
@@ -29,7 +30,7 @@ from vmreid.errors import UserError
 Sample = dict[str, Any]
 SECONDS_TO_OUTLIVE = 30  # that a worker goes on after SIGTERM
 NUMBERS = ("id", "camid", "row", "checksum", "replaced", "view", "type")  # of a sample, in the order of Batch
-PARCEL = 64  # pictures that an evaluation's worker sends at once: the first arrive sooner, and slots take little memory
+PARCEL = 128  # pictures that an evaluation's worker sends at once: the first arrive sooner, and slots take little memory
 CPU = torch.device("cpu")
 STAND_INS = 16  # identities tried for one place: more in a row say that nothing can be read, not some of it
 
@@ -193,7 +194,7 @@ def evaluation_batches(
         wds.SimpleShardList(names),
         wds.split_by_worker,
         opened,
-        tariterators.tar_file_expander,
+        members,
         tariterators.group_by_keys,
         wds.map(pictures),
     )
