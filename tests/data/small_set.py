@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from shards.sources import Picture, Splits
 from shards.writer import write_shards
 from vmreid.data.manifest import INDEX_DTYPE, Manifest
+from vmreid.data.streams import Batch
 
 CAMERAS = 3
 Encoded = dict[str, bytes]
@@ -51,3 +54,8 @@ def index_of(lengths: Mapping[int, int], identities_per_shard: int = 4) -> np.nd
         for number in range(length)
     ]
     return np.array(rows, dtype=INDEX_DTYPE)
+
+
+def pixel_checksums(batch: Batch) -> torch.Tensor:
+    """CRC-32 of each picture's pixels; int64 [B]."""
+    return torch.tensor([zlib.crc32(image_CHW.numpy().tobytes()) for image_CHW in batch.images_BCHW])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_set import write_small_set
+from small_set import pixel_checksums, write_small_set
 from web import served
 
 from shards import verify
@@ -234,7 +234,8 @@ def facts_of(batch: Any) -> list[list[int]]:
 def evaluated(place: Place, split: Split) -> list[list[int]]:
     read_index(place, split)  # as for the sheets that launcher.evaluate draws
     batches = evaluation_batches(place, split, (16, 8), 4, rank=0, world=1, workers=0)
-    return [[row, *facts] for batch in batches for row, *facts in zip(*facts_of(batch), strict=True)]
+    facts = [(batch.rows_B, batch.ids_B, batch.camids_B, pixel_checksums(batch)) for batch in batches]
+    return [list(row) for batch in facts for row in zip(*(each.tolist() for each in batch), strict=True)]
 
 
 def told(action: Callable[[], Any]) -> Any:

@@ -53,11 +53,11 @@ def all_of(place: ShardFolder | Path) -> dict[str, Any]:
     for name, split in manifest.splits.items():
         index = read_index(place, split)
         ranges = ShardRanges(place, split, index)
-        batches = evaluation_batches(place, split, (16, 8), 4, rank=0, world=1, workers=0)
+        batches = list(evaluation_batches(place, split, (16, 8), 4, rank=0, world=1, workers=0))
         found |= {
             name: index.tolist(),
             f"{name} pictures": [ranges.picture(row)[0] for row in range(len(index))],
-            f"{name} whole": [vars(batch)[key].tolist() for batch in batches for key in ("ids_B", "rows_B", "checksums_B")],
+            f"{name} whole": [[each.tolist() for each in (batch.ids_B, batch.rows_B, batch.images_BCHW)] for batch in batches],
         }
     return found
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from pool import Pool
-from small_set import CAMERAS, Encoded, name_of, write_small_set
+from small_set import CAMERAS, Encoded, name_of, pixel_checksums, write_small_set
 
 from vmreid.data.identity_batches import IdentityBatches
 from vmreid.data.manifest import Manifest, read_index
@@ -66,7 +66,7 @@ def complaint(batches: Iterator[Batch]) -> str:
 def evaluate_everywhere(folder: Path, manifest: Manifest, split: str) -> tuple[int, list[list[int]]]:
     """All ranks: pictures of this rank, and (row, pid, camid, checksum) of all."""
     batches = list(evaluate(folder, manifest, split))
-    own = [torch.stack([b.rows_B, b.ids_B, b.camids_B, b.checksums_B], 1) for b in batches]
+    own = [torch.stack([b.rows_B, b.ids_B, b.camids_B, pixel_checksums(b)], 1) for b in batches]
     table = torch.cat(own) if own else torch.empty(0, 4, dtype=torch.int64)
     return len(table), concatenate_over_ranks(table).tolist()
 

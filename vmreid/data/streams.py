@@ -38,9 +38,9 @@ STAND_INS = 16  # identities tried for one place: more in a row say that nothing
 @dataclass(frozen=True)
 class Batch:
     """One rank's share: pictures uint8 [B, 3, H, W] on the device that was asked for, and int64 [B] ids, camids, index rows,
-    pixel checksums, 1 where a picture stands in for an unreadable one, and the set's own numbers for view and type, ``UNKNOWN``
-    where it states none. An id is the label 0..C-1 in training and the pid in evaluation; views and types are read for
-    evaluation alone."""
+    pixel checksums (0 in evaluation, which asks for none), 1 where a picture stands in for an unreadable one, and the set's own
+    numbers for view and type, ``UNKNOWN`` where it states none. An id is the label 0..C-1 in training and the pid in
+    evaluation; views and types are read for evaluation alone."""
 
     images_BCHW: torch.Tensor
     ids_B: torch.Tensor
@@ -157,7 +157,7 @@ class TrainStream:
 
     def _sample(self, draw: Draw) -> Sample:
         image_CHW = self.transform(decode(*self.ranges.picture(draw.row), self.transform.least), draw.seed)
-        return _sample(image_CHW, draw.label, draw.camid, draw.row)
+        return _sample(image_CHW, draw.label, draw.camid, draw.row) | {"checksum": zlib.crc32(image_CHW.numpy().data)}
 
 
 def evaluation_batches(
@@ -202,8 +202,7 @@ def evaluation_batches(
 
 
 def _sample(image_CHW: torch.Tensor, identity: int, camid: int, row: int) -> Sample:
-    checksum = zlib.crc32(image_CHW.numpy().data)
-    numbers = {"id": identity, "camid": camid, "row": row, "checksum": checksum, "replaced": 0, "view": UNKNOWN, "type": UNKNOWN}
+    numbers = {"id": identity, "camid": camid, "row": row, "checksum": 0, "replaced": 0, "view": UNKNOWN, "type": UNKNOWN}
     return {"image": image_CHW, **numbers}
 
 
