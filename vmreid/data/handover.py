@@ -80,7 +80,7 @@ class Slots:
             return self._upload(parcel), numbers_NB.pin_memory()
         if parcel.place is None:
             assert parcel.images_BCHW is not None
-            return parcel.images_BCHW.clone(), numbers_NB
+            return parcel.images_BCHW, numbers_NB
         images_BCHW = self.at(parcel.place).clone()
         self.empty(parcel.place)
         return images_BCHW, numbers_NB
