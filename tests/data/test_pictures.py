@@ -80,9 +80,11 @@ def test_the_exif_orientation_is_obeyed(kind: str, orientation: int) -> None:
         8: Image.Transpose.ROTATE_270,
     }
     stored = quarters().transpose(held[orientation]) if orientation > 1 else quarters()
-    picture = decode(saved(stored, kind, exif=exif(orientation)), "x", (15, 7.5))
+    data = saved(stored, kind, exif=exif(orientation))
+    picture = decode(data, "x", (15, 7.5))
     assert picture.size == ((60, 120) if kind != "JPEG" else (30, 60))  # the JPEG at half its size, for its longer side
     assert corners(picture) == corners(quarters())
+    assert corners(decode(data, "x")) == corners(quarters())  # in full
 
 
 @pytest.mark.parametrize(
