@@ -11,7 +11,7 @@ from vmreid.data.streams import Batch
 from vmreid.evaluation.features import Features
 from vmreid.progress import Reporter
 
-ON_DEVICE = 32  # batches whose features wait there: copying each at once would have the device wait for the next batch
+ON_DEVICE = 16  # batches whose features leave the device at once; the host is at most twice as many ahead of it
 KINDS = ("view", "type")
 FeatureFunction = Callable[[torch.Tensor], torch.Tensor]  # uint8 [B, 3, H, W] to float [B, F]
 
