@@ -39,8 +39,8 @@ def pixels(data: bytes, name: str, least: tuple[float, float] | None = None) -> 
 
 
 def _plain_jpeg(data: bytes, least: tuple[float, float] | None) -> np.ndarray | None:
-    """Most pictures, in half to two thirds of Pillow's time to the same array: a JPEG that libjpeg-turbo has nothing to say about,
-    upright and to be decoded in full. None for all others, of which Pillow has the last word."""
+    """Most pictures, in half to two thirds of Pillow's time to the same array: a JPEG that libjpeg-turbo has nothing to say
+    about, upright and to be decoded in full. None for all others, of which Pillow has the last word."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in COLOURS or height * width > (Image.MAX_IMAGE_PIXELS or math.inf) or b"Exif\0\0" in data:
