@@ -8,18 +8,25 @@ import platform
 import subprocess
 from pathlib import Path
 
-PACKAGES = ("torch", "torchvision", "pillow", "simplejpeg", "deepspeed", "timm", "webdataset", "mlflow", "mamba-ssm")
+PACKAGES = (
+    "torch", "torchvision", "pillow", "simplejpeg", "deepspeed", "timm", "webdataset", "mlflow", "mamba-ssm", "causal-conv1d",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that results depend on, and ``commit``."""
+    """``package_versions`` and ``commit``."""
+    return package_versions() | {"commit": commit()}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found | {"commit": commit()}
+    return found
 
 
 def code_digest() -> str:

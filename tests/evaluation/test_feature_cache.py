@@ -21,6 +21,7 @@ from vmreid.evaluation.features import Features
 from vmreid.models import ReIDModel, build_backbone
 from vmreid.report.measure import LiveBytes
 from vmreid.run_folder import WEIGHTS
+from vmreid.versions import package_versions
 
 
 def make_plan(folder: Path, *settings: str) -> EvaluationPlan:
@@ -80,6 +81,16 @@ def test_kept_features_need_no_pictures_on_any_number_of_ranks(ranks: Pool, tmp_
     for other in others:  # of other features, so pictures are asked for
         with pytest.raises(UserError, match=r"query-\d+\.tar: No such file"):
             ranks.run(1, evaluate_here, other)
+
+
+def test_other_packages_take_features_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels come from Pillow and simplejpeg, convolutions perhaps from causal-conv1d."""
+    plan, installed = make_plan(tmp_path), package_versions()
+    folders = set()
+    for other in ({}, {}, {"simplejpeg": "0"}, {"causal-conv1d": "0"}):
+        monkeypatch.setattr(module, "package_versions", lambda other=other: installed | other)
+        folders.add(module._cache(plan, "0" * 64, Place(0, 1, 0)).folder)
+    assert len(folders) == 3
 
 
 def test_an_interrupted_pass_goes_on_where_it_stopped(ranks: Pool, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from vmreid.progress import Reporter
 from vmreid.recipes import Recipe
 from vmreid.recipes.schema import Protocol, Rerank
 from vmreid.run_folder import QUERIES, WEIGHTS
-from vmreid.versions import code_digest
+from vmreid.versions import code_digest, package_versions
 
 SHARDS_AT_ONCE = 32  # whose features are kept together: so much is lost where a pass is interrupted
 
@@ -199,7 +199,8 @@ def _cache(plan: EvaluationPlan, weights_sha256: str, place: Place) -> FeatureCa
         "seed": recipe.seed,
         "pixels": [recipe.data.image_size, recipe.data.mean, recipe.data.std],
         "pass": [recipe.evaluation.batch_size, recipe.evaluation.precision, recipe.evaluation.flip],
-        "machine": [plan.scan_backend, plan.compiled, place.device.type, torch.__version__],
+        "machine": [plan.scan_backend, plan.compiled, place.device.type],
+        "versions": package_versions(),
         "code": code_digest(),
     }
     return FeatureCache(plan.features, facts)

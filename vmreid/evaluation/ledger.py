@@ -12,7 +12,7 @@ from vmreid.evaluation.distances import Metric
 from vmreid.evaluation.features import JUNK, Features
 from vmreid.evaluation.protocols import EXCLUDED
 from vmreid.recipes.schema import Protocol
-from vmreid.versions import versions
+from vmreid.versions import commit, package_versions
 
 # what tells one result from another under the same protocol; scores may be compared where all other keys agree
 OF_ONE_RESULT = (
@@ -34,7 +34,7 @@ def ledger(
 
     The counts are of what was scored, junk apart. ``conditions``: what the caller alone knows, such as ``image_size``.
     """
-    made_with = from_rank_0(versions() if rank() == 0 else None)
+    made_with = from_rank_0({"commit": commit(), "versions": package_versions()} if rank() == 0 else None)
     junk = gallery_part.pids == JUNK
     return {
         "metric": metric,
@@ -45,8 +45,7 @@ def ledger(
         "query": {**_counts(query[:0] if rank() else query), "invalid": scores["invalid_queries"]},
         "gallery": {**_counts(gallery_part[~junk]), "junk": int(sum_over_ranks(junk.sum()))},
         **conditions,
-        "commit": made_with["commit"],
-        "versions": {name: version for name, version in made_with.items() if name != "commit"},
+        **made_with,
     }
 
 
