@@ -75,7 +75,7 @@ LATER = (
           " <= CHUNK_BYTES", " <= 2 * CHUNK_BYTES",
           "tests/kernels/test_choose_backend.py::test_beside_mamba_ssm_causal_conv1d_convolves_where_it_is_installed"),
     ("handover: a slot is filled again before it was emptied", "vmreid/data/handover.py",
-          "                self.full_WS[worker, slot] = 1\n", "", "tests/data/test_handover.py"),
+          "                self.full_WS[room.worker, room.slot] = 1\n", "", "tests/data/test_handover.py"),
     ("handover: what has arrived lies in the slot still", "vmreid/data/handover.py",
           "self.at(parcel.place).clone()", "self.at(parcel.place)",
           "tests/data/test_handover.py"),

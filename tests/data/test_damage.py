@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -234,8 +235,8 @@ def facts_of(batch: Any) -> list[list[int]]:
 def evaluated(place: Place, split: Split) -> list[list[int]]:
     read_index(place, split)  # as for the sheets that launcher.evaluate draws
     batches = evaluation_batches(place, split, (16, 8), 4, rank=0, world=1, workers=0)
-    facts = [(batch.rows_B, batch.ids_B, batch.camids_B, pixel_checksums(batch)) for batch in batches]
-    return [list(row) for batch in facts for row in zip(*(each.tolist() for each in batch), strict=True)]
+    seen = [replace(batch, checksums_B=pixel_checksums(batch)) for batch in batches]
+    return [[row, *facts] for batch in seen for row, *facts in zip(*facts_of(batch), strict=True)]
 
 
 def told(action: Callable[[], Any]) -> Any:

@@ -11,9 +11,8 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,8 @@ class Slots:
         a worker has one in its own memory, which stays in the processor's cache."""
         samples = iter(samples)
         while True:
-            images_BCHW, worker, slot = self._room()
+            room = self._room()
+            images_BCHW = torch.empty(self.images_WSBCHW.shape[2:], dtype=torch.uint8) if room is None else self.at(room)
             numbers: list[Sequence[int]] = []
             for image_CHW, own in itertools.islice(samples, len(images_BCHW)):
                 images_BCHW[len(numbers)] = image_CHW
@@ -66,11 +66,11 @@ class Slots:
             if not numbers:
                 return
             numbers_NB = np.array(numbers, dtype=np.int64).T
-            if slot is None:
+            if room is None:
                 yield Parcel(numbers_NB, images_BCHW[: len(numbers)], None)
             else:
-                self.full_WS[worker, slot] = 1
-                yield Parcel(numbers_NB, None, Place(worker, slot, len(numbers)))
+                self.full_WS[room.worker, room.slot] = 1
+                yield Parcel(numbers_NB, None, replace(room, rows=len(numbers)))
 
     def take(self, parcel: Parcel) -> tuple[torch.Tensor, torch.Tensor]:
         """In the process that has made the slots: a batch's pictures uint8 [B, 3, H, W] on the device, and its numbers int64
@@ -98,14 +98,14 @@ class Slots:
         if self._upload:
             self._upload.close()
 
-    def _room(self) -> tuple[torch.Tensor, int, int | None]:
-        """Where this process may put the next batch; memory of its own where it is no worker, or has no free slot since others
-        have ended and it is asked for their batches too."""
+    def _room(self) -> Place | None:
+        """A free slot of this worker, whole. None in a process that is no worker, and where others have ended and this one is
+        asked for their batches too: these go by memory of their own."""
         worker = get_worker_info()
-        free = (self.full_WS[worker.id] == 0).nonzero() if worker else torch.empty(0)
-        if worker is None or not len(free):
-            return torch.empty(self.images_WSBCHW.shape[2:], dtype=torch.uint8), 0, None
-        return self.images_WSBCHW[worker.id, int(free[0])], worker.id, int(free[0])
+        if worker is None:
+            return None
+        free = (self.full_WS[worker.id] == 0).nonzero()
+        return Place(worker.id, int(free[0]), self.images_WSBCHW.shape[2]) if len(free) else None
 
 
 class _Upload:
@@ -114,16 +114,18 @@ class _Upload:
     def __init__(self, slots: Slots, device: torch.device) -> None:
         self._slots, self._device = slots, device
         self._copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._under_way: deque[tuple[Place, torch.cuda.Event]] = deque()
+        self._under_way: tuple[Place, torch.cuda.Event] | None = None
         self._registered: set[int] = set()  # addresses of slots whose pages stay where they are
 
     def __call__(self, parcel: Parcel) -> torch.Tensor:
         """Its pictures on the device, for the stream that is current there."""
         self._empty_copied()
-        if parcel.place is not None:
+        if parcel.place is None:
+            found = parcel.images_BCHW
+            assert found is not None
+        else:
+            found = self._slots.at(parcel.place)
             self._register(self._slots.images_WSBCHW[parcel.place.worker, parcel.place.slot])
-        found = parcel.images_BCHW if parcel.place is None else self._slots.at(parcel.place)
-        assert found is not None
         with torch.cuda.stream(self._copying):
             images_BCHW = found.to(self._device, non_blocking=True)
             copied = self._copying.record_event()
@@ -131,7 +133,7 @@ class _Upload:
         working.wait_event(copied)
         images_BCHW.record_stream(working)  # its memory is the copying stream's, which would use it again too early
         if parcel.place is not None:
-            self._under_way.append((parcel.place, copied))
+            self._under_way = parcel.place, copied
         return images_BCHW
 
     def close(self) -> None:
@@ -140,10 +142,11 @@ class _Upload:
             _checked(_cuda().cudaHostUnregister(self._registered.pop()))
 
     def _empty_copied(self) -> None:
-        while self._under_way:
-            place, copied = self._under_way.popleft()
+        if self._under_way:
+            place, copied = self._under_way
             copied.synchronize()  # which it is long since: the next batch had to arrive before anybody asked
             self._slots.empty(place)
+            self._under_way = None
 
     def _register(self, slot_BCHW: torch.Tensor) -> None:
         if slot_BCHW.data_ptr() not in self._registered:
