@@ -84,16 +84,20 @@ def test_a_slot_waits_to_be_emptied() -> None:
         if len(parcels) > SLOTS + 2:
             break
     assert [parcel.place is None for parcel in parcels] == [False] * SLOTS + [True] * 3
-    assert [fact for parcel in parcels for fact in facts(*batches.slots.take(parcel))] == [(0, row) for row in range(6 * BATCH)]
+    assert [fact for parcel in parcels for fact in facts(*batches.slots.take(parcel))] == [
+        (0, row) for row in range((SLOTS + 3) * BATCH)
+    ]
 
 
-def test_the_slots_are_enough_for_one_that_takes_its_time() -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_slots_are_enough_for_one_that_takes_its_time(device: str) -> None:
     """Each batch is taken when the worker is asked for another already: none goes the slow way."""
-    batches, places = Batches(1), []
+    batches, places = Batches(1, device), []
     for parcel in loaded(batches):
         time.sleep(0.01)
         places.append(parcel.place)
         batches.slots.take(parcel)
+    batches.slots.close()
     assert len(places) == LONG
     assert all(places)
 

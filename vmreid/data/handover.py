@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 AHEAD = 2  # batches that DataLoader asks a worker for before it takes the first
-SLOTS = AHEAD + 1  # of each worker: it fills the next while those wait
+SLOTS = AHEAD + 2  # of each worker: it fills one while those wait and a GPU still copies the one before
 
 
 @dataclass(frozen=True)
